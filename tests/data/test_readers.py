@@ -1,0 +1,198 @@
+"""Readers on small files in the official layouts, and the errors for wrong ones."""
+
+import hashlib
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from timm_mfd.data import FileImages, ImageDecodeError, load_dataset
+from timm_mfd.data.images import ArrayImages, ImageData
+
+
+def test_digits_are_embedded_and_split_without_overlap():
+    data = load_dataset("digits")
+    assert (len(data.train), len(data.test), data.image_size, data.num_classes) == (1437, 360, (8, 8), 10)
+    train = {image.numpy().tobytes() for image in data.train.pixels}
+    assert sum(image.numpy().tobytes() in train for image in data.test.pixels) == 0
+    assert torch.bincount(data.test.labels).min() >= 35
+    assert not data.flip
+    pixels = data.train.pixels.float() / 255
+    assert pixels.mean().item() == pytest.approx(data.mean[0], abs=2e-3)
+    assert pixels.std().item() == pytest.approx(data.std[0], abs=2e-3)
+
+
+def write_cifar(root, reader, label_key, count=4):
+    """Write the official python format with `count` images a batch, and their checksums into the reader."""
+    folder = root / reader.base_folder
+    folder.mkdir(parents=True)
+    sums = {}
+    rng = np.random.default_rng(0)
+    rows = {}
+    for name, _ in reader.train_list + reader.test_list:
+        pixels = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        labels = [int(label) for label in rng.integers(0, 10, count)]
+        rows[name] = (pixels, labels)
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, label_key: labels}))
+    names = {
+        "label_names" if label_key == "labels" else "fine_label_names": [f"c{i}" for i in range(100)][
+            : 10 if label_key == "labels" else 100
+        ]
+    }
+    (folder / reader.meta["filename"]).write_bytes(pickle.dumps(names))
+    for path in folder.iterdir():
+        sums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
+    return rows, sums
+
+
+@pytest.mark.parametrize(
+    ("name", "reader", "label_key"), [("cifar10", CIFAR10, "labels"), ("cifar100", CIFAR100, "fine_labels")]
+)
+def test_cifar_is_read_from_the_official_files(tmp_path, monkeypatch, name, reader, label_key):
+    rows, sums = write_cifar(tmp_path, reader, label_key)
+    for attribute in ("train_list", "test_list"):
+        monkeypatch.setattr(reader, attribute, [[n, sums[n]] for n, _ in getattr(reader, attribute)])
+    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": sums[reader.meta["filename"]]})
+    for root in (tmp_path, tmp_path / reader.base_folder):
+        data = load_dataset(name, root)
+        assert data.num_classes == (10 if name == "cifar10" else 100)
+        assert len(data.train) == 4 * len(reader.train_list)
+        first = reader.train_list[0][0]
+        # The files hold planes of red, green and blue, row by row.
+        expected = rows[first][0][1].reshape(3, 32, 32).transpose(1, 2, 0)
+        np.testing.assert_array_equal(data.train[1].numpy(), expected)
+        assert data.train.labels[:4].tolist() == rows[first][1]
+    (tmp_path / reader.base_folder / reader.train_list[0][0]).write_bytes(b"changed")
+    with pytest.raises(ValueError, match="missing or do not have the official checksums"):
+        load_dataset(name, tmp_path)
+
+
+def test_tiny_imagenet_takes_validation_labels_from_the_annotations(tiny_imagenet_dataset):
+    for root in (tiny_imagenet_dataset, tiny_imagenet_dataset.parent):
+        data = load_dataset("tiny_imagenet", root)
+        assert (len(data.train), len(data.test), data.image_size) == (12, 4, (64, 64))
+        assert data.class_names == ("goldfish", "tabby, cat")
+        assert data.test_split == "val"
+        # The fixture paints class 0 black and class 1 grey 100.
+        for split in (data.train, data.test):
+            for i, label in enumerate(split.labels.tolist()):
+                assert split[i].shape == (64, 64, 3)
+                assert abs(split[i].float().mean() - 100 * label) < 3
+        assert sorted(data.test.labels.tolist()) == [0, 0, 1, 1]
+
+
+def test_folder_reads_val_or_test(folder_dataset):
+    data = load_dataset("folder", folder_dataset)
+    assert (len(data.train), len(data.test), data.image_size, data.test_split) == (24, 12, (16, 16), "val")
+    assert data.class_names == ("ant", "bee", "cat")
+    for i, label in enumerate(data.train.labels.tolist()):
+        assert data.train[i][0, 0, 0] // 80 == label
+    (folder_dataset / "val").rename(folder_dataset / "test")
+    assert load_dataset("folder", folder_dataset).test_split == "test"
+
+
+def test_folder_resizes_when_asked_and_refuses_mixed_sizes_otherwise(folder_dataset):
+    from PIL import Image
+
+    Image.new("RGB", (30, 20), (10, 20, 30)).save(folder_dataset / "train" / "bee" / "wide.png")
+    data = load_dataset("folder", folder_dataset)
+    index = next(i for i, path in enumerate(data.train.paths) if path.endswith("wide.png"))
+    with pytest.raises(ImageDecodeError, match=r"wide.png is 30x20, the other images are 16x16.*image size"):
+        data.train[index]
+    resized = load_dataset("folder", folder_dataset, image_size=8)
+    assert resized.train[index].shape == (8, 8, 3)
+    assert resized.train[index][4, 4].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_an_undecodable_image_is_named(tmp_path, content):
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageDecodeError, match=f"cannot decode {path}: not an image"):
+        FileImages([str(path)], [0], (8, 8))[0]
+
+
+def test_a_truncated_image_and_a_missing_one_are_named(tmp_path, tiny_imagenet_dataset):
+    path = next((tiny_imagenet_dataset / "val" / "images").iterdir())
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ImageDecodeError, match=f"(?i)cannot decode {path}: .*truncated"):
+        FileImages([str(path)], [0], (64, 64))[0]
+    with pytest.raises(ImageDecodeError, match="cannot decode .*gone.png: .*No such file"):
+        FileImages([str(tmp_path / "gone.png")], [0], (64, 64))[0]
+
+
+def _without(*parts):
+    def change(root):
+        for part in parts:
+            path = root / part
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+def _annotate_unknown_class(root):
+    with (root / "val" / "val_annotations.txt").open("a") as file:
+        file.write("val_9.JPEG\tn99999999\t0\t0\t1\t1\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("wnids.txt"), r"lacks wnids.txt; expected .* found train/, val/, words.txt"),
+        (_without("val/val_annotations.txt"), "lacks val/val_annotations.txt"),
+        (_without("train/n02000000"), "no training images of class n02000000"),
+        (_annotate_unknown_class, r"val_annotations.txt:5 names no class of wnids.txt: 'val_9.JPEG\\tn99999999"),
+    ],
+)
+def test_a_wrong_tiny_imagenet_layout_says_what_is_expected_and_found(tiny_imagenet_dataset, change, message):
+    change(tiny_imagenet_dataset)
+    with pytest.raises(ValueError, match=message):
+        load_dataset("tiny_imagenet", tiny_imagenet_dataset)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("val"), r"hold train/ and val/ or test/, each with one folder per class, found train/"),
+        (_without("train"), r"found val/"),
+        (_without("train/bee"), "class 'bee' is in val/ but not in train/"),
+        (_without(*(f"train/cat/{i}.png" for i in range(8))), "cat"),
+        (_without("train/ant", "train/bee", "train/cat"), "find any class folder"),
+    ],
+)
+def test_a_wrong_folder_layout_says_what_is_expected_and_found(folder_dataset, change, message):
+    change(folder_dataset)
+    with pytest.raises(ValueError, match=message):
+        load_dataset("folder", folder_dataset)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("cifar11", {}, "unknown dataset 'cifar11'; did you mean cifar1"),
+        ("mnist!", {}, "choose one of digits, cifar10, cifar100, tiny_imagenet, folder"),
+        ("cifar10", {}, r"needs a data directory \(--data-dir\)"),
+        ("tiny_imagenet", {"data_dir": "/no/such"}, "'/no/such' does not exist"),
+        ("digits", {"image_size": 32}, "image size 32 applies to the dataset 'folder' only"),
+    ],
+)
+def test_wrong_arguments_are_named(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset(name, **kwargs)
+
+
+def test_a_folder_without_cifar_says_what_is_there(tmp_path):
+    (tmp_path / "something").mkdir()
+    with pytest.raises(ValueError, match=r"cifar-100-python/ of the official archive .* found something/"):
+        load_dataset("cifar100", tmp_path)
+
+
+def test_labels_outside_the_classes_and_empty_splits_are_refused():
+    images = ArrayImages(np.zeros((2, 4, 4, 3), np.uint8), [0, 5])
+    with pytest.raises(ValueError, match="label 5 in train is outside the 3 classes"):
+        ImageData("x", images, images, ("a", "b", "c"))
+    with pytest.raises(ValueError, match="the train split has no images"):
+        ImageData("x", ArrayImages(np.zeros((0, 4, 4, 3), np.uint8), []), images, ("a",))

@@ -1,0 +1,72 @@
+"""Export folders: values survive, wrappers do not, nothing is overwritten."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+
+import timm_mfd
+
+NAMES = [f"class {i}" for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("arch", "stem"), [("resnet18_mfd", "cifar"), ("resnet18_mfd", "small"), ("mobilenetv2_100_mfd", "cifar")]
+)
+def test_a_saved_model_rebuilds_itself_in_a_new_process(tmp_path, arch, stem):
+    model = timm_mfd.create_model(arch, num_classes=6, stem=stem).to(memory_format=torch.channels_last).eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.save(x, tmp_path / "x.pt")
+    folder = timm_mfd.save_pretrained(
+        model, tmp_path / "model", label_names=NAMES, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), image_size=(32, 32)
+    )
+    code = (
+        "import sys, timm, timm_mfd, torch\n"
+        f"model = timm.create_model('local-dir:{folder}', pretrained=True).eval()\n"
+        f"torch.save(model(torch.load('{tmp_path}/x.pt')), '{tmp_path}/y.pt')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    plain = timm_mfd.create_model(arch, num_classes=6, stem=stem).eval()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(torch.load(tmp_path / "y.pt"), plain(x))
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["label_names"] == NAMES
+    assert config["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
+    assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
+
+
+def test_wrappers_are_undone_and_the_model_is_left_alone(tmp_path):
+    model = timm_mfd.create_model("resnet18_mfd", num_classes=6, stem="cifar").to(memory_format=torch.channels_last)
+    compiled = torch.compile(model, backend="eager")
+    folder = timm_mfd.save_pretrained(compiled, tmp_path / "model")
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_card_states_the_result_as_metadata(tmp_path):
+    model = timm_mfd.create_model("resnet18_mfd", num_classes=6)
+    timm_mfd.save_pretrained(model, tmp_path / "model", dataset="digits", top1=97.5)
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert card.data.library_name == "timm"
+    assert card.data.eval_results[0].metric_value == 97.5
+    assert "import timm_mfd" in card.text
+    assert "[More Information Needed]" not in card.text
+
+
+def test_nothing_is_overwritten_and_mistakes_are_named(tmp_path):
+    model = timm_mfd.create_model("resnet18_mfd", num_classes=6)
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        timm_mfd.save_pretrained(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    with pytest.raises(ValueError, match="2 label names for a model of 6 classes"):
+        timm_mfd.save_pretrained(model, tmp_path / "new", label_names=["a", "b"])
+    with pytest.raises(ValueError, match="Linear did not come from create_model"):
+        timm_mfd.save_pretrained(torch.nn.Linear(2, 2), tmp_path / "new")
+    assert not (tmp_path / "new").exists()

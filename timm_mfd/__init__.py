@@ -1,0 +1,12 @@
+"""Multi-stage feature decorrelation (MFD) for every image classifier in timm."""
+
+from .decorrelation import MFDLoss as MFDLoss
+from .decorrelation import MFDOutput as MFDOutput
+from .decorrelation import channel_correlation as channel_correlation
+from .decorrelation import mfd_loss as mfd_loss
+from .hub import save_pretrained as save_pretrained
+from .models import create_model as create_model
+from .models import list_models as list_models
+from .stages import StageOutput as StageOutput
+from .stages import forward_stages as forward_stages
+from .task import MFDClassificationTask as MFDClassificationTask

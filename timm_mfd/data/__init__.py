@@ -1,0 +1,10 @@
+"""Data sets, the paper's augmentation and the loaders."""
+
+from .images import ArrayImages as ArrayImages
+from .images import FileImages as FileImages
+from .images import ImageData as ImageData
+from .images import ImageDecodeError as ImageDecodeError
+from .loader import EvalLoader as EvalLoader
+from .loader import TrainLoader as TrainLoader
+from .readers import DATASETS as DATASETS
+from .readers import load_dataset as load_dataset

@@ -1,0 +1,133 @@
+"""Where pixels come from: arrays in memory or image files, always as uint8 `[H, W, 3]`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class ImageDecodeError(ValueError):
+    """An image file cannot be read; the message names it."""
+
+
+class ArrayImages(Dataset[Tensor]):
+    """Images that are in memory.
+
+    Args:
+        pixels: uint8 `[N, H, W, 3]`.
+        labels: Class indices `[N]`.
+    """
+
+    def __init__(self, pixels: np.ndarray | Tensor, labels: Sequence[int] | np.ndarray):
+        self.pixels = torch.as_tensor(pixels)
+        self.labels = torch.as_tensor(labels, dtype=torch.long)
+        self.size: tuple[int, int] = (self.pixels.shape[1], self.pixels.shape[2])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+
+class FileImages(Dataset[Tensor]):
+    """Image files, decoded when asked for.
+
+    Args:
+        paths: One file per image.
+        labels: Class indices `[N]`.
+        size: `(H, W)` of every image. An image of another size is an error unless `resize`.
+        resize: Scale the shorter side and crop the centre to `size`.
+    """
+
+    def __init__(self, paths: Sequence[str], labels: Sequence[int], size: tuple[int, int], resize: bool = False):
+        self.paths = list(paths)
+        self.labels = torch.as_tensor(labels, dtype=torch.long)
+        self.size = size
+        self.resize = resize
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Decode one image.
+
+        Raises:
+            ImageDecodeError: If the file cannot be decoded or has another size.
+        """
+        path = self.paths[index]
+        image = read_image(path)
+        if image.size != self.size[::-1]:
+            if not self.resize:
+                raise ImageDecodeError(
+                    f"{path} is {image.width}x{image.height}, the other images are {self.size[1]}x{self.size[0]}; "
+                    "give an image size to resize them all"
+                )
+            image = ImageOps.fit(image, self.size[::-1], method=Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(image))
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read an image file as RGB.
+
+    Raises:
+        ImageDecodeError: If the file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ImageDecodeError(f"cannot decode {path}: {reason}") from None
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set ready for training: pixels, classes and the preprocessing that belongs to it.
+
+    Attributes:
+        name: Name on the command line.
+        train: Training images.
+        test: Held-out images.
+        class_names: One name per class index.
+        mean: Per-channel mean of pixel values in [0, 1].
+        std: Per-channel standard deviation of pixel values in [0, 1].
+        pad: Zero pixels added on each side before the random crop.
+        flip: Whether a mirrored image still is of its class.
+        test_split: What `test` is, for tables and cards.
+    """
+
+    name: str
+    train: ArrayImages | FileImages
+    test: ArrayImages | FileImages
+    class_names: tuple[str, ...]
+    mean: tuple[float, float, float] = field(default=(0.485, 0.456, 0.406))
+    std: tuple[float, float, float] = field(default=(0.229, 0.224, 0.225))
+    pad: int = 4
+    flip: bool = True
+    test_split: str = "test"
+
+    def __post_init__(self) -> None:
+        for split, images in (("train", self.train), (self.test_split, self.test)):
+            if len(images) == 0:
+                raise ValueError(f"{self.name}: the {split} split has no images")
+            outside = images.labels[(images.labels < 0) | (images.labels >= self.num_classes)]
+            if len(outside):
+                raise ValueError(
+                    f"{self.name}: label {int(outside[0])} in {split} is outside the {self.num_classes} classes"
+                )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """`(H, W)` of the images."""
+        return self.train.size

@@ -1,0 +1,134 @@
+"""Batches on the device of a process: the same images in the same order whatever the number of processes."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .augmentation import crop_and_flip, normalise, plan_epoch
+from .images import ArrayImages, FileImages, ImageData
+
+
+class TrainLoader:
+    """Augmented training batches.
+
+    Position p of an epoch's order goes to global batch p // batch_size, and inside it to process p % processes.
+    The last incomplete batch is dropped.
+
+    Args:
+        data: The data set.
+        batch_size: Images per optimizer step over all processes.
+        seed: Fixes order and augmentation.
+        device: Where batches go.
+        rank: Number of this process.
+        processes: Number of processes.
+        workers: Decoding processes for image files.
+
+    Raises:
+        ValueError: If `batch_size` is not a positive multiple of `processes`, or larger than the data set.
+
+    Example:
+        >>> loader = TrainLoader(load_dataset("digits"), 64, seed=0, device=torch.device("cpu"))
+        >>> images, labels = next(loader.epoch(0))
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+        rank: int = 0,
+        processes: int = 1,
+        workers: int = 0,
+    ):
+        if batch_size < 1 or batch_size % processes:
+            raise ValueError(f"batch size {batch_size} must be a positive multiple of the {processes} processes")
+        if batch_size > len(data.train):
+            raise ValueError(f"batch size {batch_size} is larger than the {len(data.train)} training images")
+        self.data = data
+        self.batch_size = batch_size
+        self.seed = seed
+        self.device = device
+        self.rank = rank
+        self.processes = processes
+        self.workers = workers
+
+    def __len__(self) -> int:
+        return len(self.data.train) // self.batch_size
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield `(images [B, 3, H, W] normalised, labels [B])` of one epoch for this process."""
+        data = self.data
+        plan = plan_epoch(len(data.train), seed=self.seed, epoch=epoch, pad=data.pad, flip=data.flip)
+        positions = torch.arange(len(self) * self.batch_size).view(len(self), self.batch_size)
+        positions = positions[:, self.rank :: self.processes]
+        mean, std = _normalisation(data, self.device)
+        batches = [plan.order[row].tolist() for row in positions]
+        for row, (pixels, labels) in zip(
+            positions, _fetch(data.train, batches, self.device, self.workers), strict=True
+        ):
+            top, left, flip = (
+                choice[row].to(self.device, non_blocking=True) for choice in (plan.top, plan.left, plan.flip)
+            )
+            yield normalise(crop_and_flip(pixels, top, left, flip, data.pad), mean, std), labels
+
+
+class EvalLoader:
+    """Held-out batches, every image exactly once over all processes, without augmentation.
+
+    Args:
+        data: The data set.
+        batch_size: Images per batch of one process.
+        device: Where batches go.
+        rank: Number of this process.
+        processes: Number of processes.
+        workers: Decoding processes for image files.
+        limit: Use only so many images, evenly spaced over the split.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        batch_size: int,
+        *,
+        device: torch.device,
+        rank: int = 0,
+        processes: int = 1,
+        workers: int = 0,
+        limit: int | None = None,
+    ):
+        count = len(data.test)
+        wanted = count if limit is None else min(limit, count)
+        chosen = (torch.arange(wanted) * count // wanted)[rank::processes]
+        self.data = data
+        self.batches = [batch.tolist() for batch in chosen.split(batch_size)] if len(chosen) else []
+        self.device = device
+        self.workers = workers
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        mean, std = _normalisation(self.data, self.device)
+        for pixels, labels in _fetch(self.data.test, self.batches, self.device, self.workers):
+            yield normalise(pixels, mean, std), labels
+
+
+def _normalisation(data: ImageData, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(data.mean, device=device), torch.tensor(data.std, device=device)
+
+
+def _fetch(
+    images: ArrayImages | FileImages, batches: Sequence[list[int]], device: torch.device, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield `(pixels uint8 [B, H, W, 3], labels [B])` for lists of indices."""
+    if isinstance(images, ArrayImages):
+        stacks: Iterator[Tensor] = (images.pixels[batch] for batch in batches)
+    else:
+        pin = device.type == "cuda"
+        stacks = iter(DataLoader(images, batch_sampler=batches, num_workers=workers, pin_memory=pin))
+    for batch, pixels in zip(batches, stacks, strict=True):
+        yield pixels.to(device, non_blocking=True), images.labels[batch].to(device, non_blocking=True)

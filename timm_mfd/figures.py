@@ -1,0 +1,78 @@
+"""Pictures. matplotlib is imported here and nowhere else."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's colours: told apart by colour-blind people and in grey print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> Path:
+    """Draw accuracy, loss parts and decorrelation loss per stage over the epochs.
+
+    Args:
+        metrics: Lines of `metrics.jsonl`, one per epoch.
+        path: Where to write; the ending chooses the format (png, svg, pdf).
+        title: What was trained on which data.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If there is no epoch.
+
+    Example:
+        >>> metrics = [json.loads(line) for line in open("metrics.jsonl")]
+        >>> training_curves(metrics, "curves.png", "resnet18_mfd on digits")
+    """
+    if not metrics:
+        raise ValueError("no epochs to draw")
+    epochs = [line["epoch"] for line in metrics]
+    marker = "o" if len(epochs) < 40 else None
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12)
+    accuracy, loss, stages = figure.subplots(1, 3)
+
+    for key, label, colour in (("top1", "top-1", COLOURS[0]), ("top5", "top-5", COLOURS[5])):
+        accuracy.plot(epochs, [line[key] for line in metrics], marker=marker, ms=3, color=colour, label=label)
+    accuracy.set(title="Held-out accuracy", ylabel="%")
+    accuracy.annotate(
+        f"{metrics[-1]['top1']:.2f}",
+        (epochs[-1], metrics[-1]["top1"]),
+        xytext=(-4, -14),
+        textcoords="offset points",
+        ha="right",
+        color=COLOURS[0],
+    )
+    loss.plot(
+        epochs, [line["criterion_loss"] for line in metrics], marker=marker, ms=3, color=COLOURS[0], label="criterion"
+    )
+    if any(line["mfd_loss"] for line in metrics):
+        loss.plot(
+            epochs, [line["mfd_loss"] for line in metrics], marker=marker, ms=3, color=COLOURS[1], label="weighted MFD"
+        )
+    loss.set(title="Training loss", yscale="log")
+    per_stage = [line["mfd_per_stage"] for line in metrics]
+    if per_stage[-1][0] is None:
+        stages.text(0.5, 0.5, "not computed\n(MFD weight 0)", ha="center", va="center", transform=stages.transAxes)
+    else:
+        for stage, values in enumerate(zip(*per_stage, strict=True)):
+            colour = COLOURS[stage % len(COLOURS)]
+            stages.plot(epochs, values, marker=marker, ms=3, color=colour, label=f"stage {stage}")
+        stages.set(yscale="log")
+    stages.set(title="Mean squared correlation (Eq. 5)")
+    for axes in (accuracy, loss, stages):
+        axes.set(xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+    return Path(path)

@@ -1,0 +1,169 @@
+"""Logits and stage outputs of any timm model from one forward pass of the unmodified model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class StageOutput(NamedTuple):
+    """What `forward_stages` returns.
+
+    Attributes:
+        logits: `[B, num_classes]`, equal to `model(images)`; None for a model without a classifier.
+        stages: Feature maps `[B, C_s, H_s, W_s]`, from the input to the output of the network.
+        embedding: `[B, D]`, what the final linear classifier reads; None where a model has no such single vector
+            (classifiers that are averaged, are convolutions or hold a norm layer, and while dropout is active).
+    """
+
+    logits: Tensor | None
+    stages: tuple[Tensor, ...]
+    embedding: Tensor | None
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """One stage of a model, as timm's `feature_info` describes it."""
+
+    index: int
+    module: str
+    channels: int
+    reduction: int
+
+
+def stage_info(model: nn.Module, indices: Sequence[int] | None = None) -> list[StageInfo]:
+    """Describe the stages that `forward_stages` returns.
+
+    Args:
+        model: Any timm model.
+        indices: As for `forward_stages`.
+
+    Returns:
+        One entry per stage; `reduction` is the input side divided by the side of the map.
+
+    Raises:
+        TypeError: If `model` is not a timm model.
+        ValueError: If an index is out of range.
+
+    Example:
+        >>> [stage.channels for stage in stage_info(timm.create_model("resnet18"))]
+        [64, 64, 128, 256, 512]
+    """
+    info: Any = getattr(model, "feature_info", None)
+    if not info or not hasattr(model, "forward_intermediates"):
+        raise TypeError(
+            f"{type(model).__name__} is not a timm model with forward_intermediates and feature_info; "
+            "build it with timm_mfd.create_model"
+        )
+    stages = [
+        StageInfo(index, str(entry["module"]), int(entry["num_chs"]), int(entry["reduction"]))
+        for index, entry in enumerate(getattr(info, "info", info))
+    ]
+    return [stages[index] for index in _take(stages, indices)]
+
+
+def forward_stages(model: nn.Module, images: Tensor, indices: Sequence[int] | None = None) -> StageOutput:
+    """Run a timm model once and return its logits together with its stage outputs.
+
+    Without hooks and without changing the model, so it works under `torch.compile`, DDP and autocast. Call it inside
+    the `forward` of the module that DDP or Accelerate wraps (`MFDClassificationTask` does), or gradients are not
+    averaged.
+
+    Args:
+        model: Any timm model; none of its weights or keys change.
+        images: Input `[B, in_chans, H, W]`.
+        indices: Which entries of `model.feature_info` to return; negative ones count from the end. Default: all of them
+            for a pyramid (ResNet, DenseNet, MobileNetV2: the paper's Stage 0-4), four evenly spaced blocks for an
+            isotropic transformer or MLP.
+
+    Returns:
+        `StageOutput(logits, stages, embedding)`; the stages agree with `stage_info(model, indices)`.
+
+    Raises:
+        TypeError: If `model` is not a timm model.
+        ValueError: If an index is out of range.
+
+    Example:
+        >>> model = timm.create_model("resnet18", num_classes=10)
+        >>> out = forward_stages(model, torch.randn(2, 3, 64, 64))
+        >>> out.logits.shape, out.stages[0].shape
+        (torch.Size([2, 10]), torch.Size([2, 64, 32, 32]))
+    """
+    taken = [stage.index for stage in stage_info(model, indices)]
+    timm_model: Any = model
+    features, stages = timm_model.forward_intermediates(images, indices=taken, output_fmt="NCHW")
+    logits, embedding = _forward_head(timm_model, features)
+    return StageOutput(logits, tuple(stages), embedding)
+
+
+def _take(stages: Sequence[StageInfo], indices: Sequence[int] | None) -> list[int]:
+    count = len(stages)
+    if indices is None:
+        isotropic = len({stage.reduction for stage in stages}) == 1
+        if isotropic and count > 4:
+            return [count * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+        return list(range(count))
+    for index in indices:
+        if not -count <= index < count:
+            raise ValueError(f"stage index {index} is out of range: the model has stages 0 to {count - 1}")
+    taken = [index % count for index in indices]
+    if not taken or taken != sorted(set(taken)):
+        raise ValueError(f"stage indices must be increasing and at least one, got {list(indices)}")
+    return taken
+
+
+def _forward_head(model: Any, features: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    if classifier is None or getattr(model, "num_classes", 0) == 0:
+        pooled = model.forward_head(features) if hasattr(model, "forward_head") else features
+        return None, pooled if isinstance(pooled, Tensor) and pooled.ndim == 2 else None
+    if _reads_pre_logits(model, classifier):
+        # The head runs once: twice would draw dropout twice and update batch norms twice.
+        embedding = model.forward_head(features, pre_logits=True)
+        return classifier(embedding), embedding
+    return model.forward_head(features), None
+
+
+def _reads_pre_logits(model: Any, classifier: nn.Module) -> bool:
+    """Whether logits are exactly `classifier(forward_head(pre_logits=True))`."""
+    if not isinstance(classifier, nn.Linear):
+        return False
+    if model.training and getattr(model, "drop_rate", 0):
+        return False  # some heads drop out after the point where pre_logits returns
+    for module in model.modules():
+        # A norm or an activation precedes the classifier inside a Sequential, and pre_logits leaves it out.
+        if isinstance(module, nn.Sequential) and any(child is classifier for child in module.children()):
+            return False
+        # A second classifier: the logits are a combination of both.
+        if module is not classifier and getattr(module, "out_features", None) == classifier.out_features:
+            return False
+    return True
+
+
+@torch.no_grad()
+def stage_shapes(
+    model: nn.Module, images: Tensor, indices: Sequence[int] | None = None
+) -> list[tuple[StageInfo, torch.Size]]:
+    """Measure the size of every stage for the given input, in evaluation mode.
+
+    Args:
+        model: Any timm model; its training mode is restored.
+        images: Input `[B, in_chans, H, W]`.
+        indices: As for `forward_stages`.
+
+    Returns:
+        `(stage, shape [B, C, H, W])` for each stage.
+
+    Example:
+        >>> stage_shapes(model, torch.zeros(1, 3, 32, 32))[0][1]
+        torch.Size([1, 64, 16, 16])
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        stages = forward_stages(model, images, indices).stages
+    finally:
+        model.train(was_training)
+    return list(zip(stage_info(model, indices), (stage.shape for stage in stages), strict=True))

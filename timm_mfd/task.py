@@ -1,0 +1,140 @@
+"""Classification loss plus MFD in one forward pass, as a `timm.task` that DDP and Accelerate can wrap."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.task import ClassificationTask
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from .decorrelation import MFDLoss
+from .stages import forward_stages
+
+
+class StagedModel(nn.Module):
+    """A timm model whose `forward` returns logits and stages, so that a DDP wrapper sees both.
+
+    DDP averages gradients only for what its own `forward` computes; calling `forward_intermediates` on the model inside
+    the wrapper would skip that.
+
+    Args:
+        model: Any timm model.
+        indices: Which stages to return, see `forward_stages`.
+    """
+
+    def __init__(self, model: nn.Module, indices: tuple[int, ...] | None = None):
+        super().__init__()
+        self.model = model
+        self.indices = indices
+
+    def forward(self, images: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """Return the logits `[B, num_classes]` and the stages of `images` `[B, in_chans, H, W]`."""
+        out = forward_stages(self.model, images, self.indices)
+        return out.logits, out.stages
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm's optimizer factory exempts from weight decay, under their names in this module."""
+        timm_model: Any = self.model
+        names = timm_model.no_weight_decay() if hasattr(timm_model, "no_weight_decay") else set()
+        return {f"model.{name}" for name in names}
+
+
+class MFDClassificationTask(ClassificationTask):
+    """Train a timm classifier with `criterion(logits, target) + MFD(stages)` (Eq. 7).
+
+    Drop-in for `timm.task.ClassificationTask`. Either let `prepare_distributed` wrap the model, as timm's train script
+    does, or pass the whole task through `accelerator.prepare`: everything trainable runs inside one `forward`. Saved
+    keys stay those of the plain model.
+
+    Args:
+        model: Any timm model with a classifier.
+        criterion: `criterion(logits [B, K], target [B]) -> scalar`. Default: softmax cross-entropy.
+        mfd: The decorrelation loss. `MFDLoss(weight=0)` is the baseline on the same code path. Default: `MFDLoss()`.
+        stage_indices: Which stages to constrain, see `forward_stages`.
+        device: As for `timm.task.TrainingTask`.
+        dtype: As for `timm.task.TrainingTask`.
+        verbose: As for `timm.task.TrainingTask`.
+
+    Raises:
+        TypeError: If `model` is not a timm model.
+        ValueError: If `model` has no classifier.
+
+    Example:
+        >>> task = MFDClassificationTask(model, nn.CrossEntropyLoss(), MFDLoss(weight=1.0))
+        >>> out = task(images, target)
+        >>> out["loss"].backward()
+        >>> sorted(out)
+        ['criterion_loss', 'loss', 'mfd_loss', 'mfd_per_stage', 'output']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
+        mfd: MFDLoss | None = None,
+        *,
+        stage_indices: tuple[int, ...] | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+    ):
+        if getattr(model, "num_classes", 0) == 0:
+            raise ValueError(f"{type(model).__name__} has no classifier; build it with num_classes >= 1")
+        criterion = nn.CrossEntropyLoss() if criterion is None else criterion
+        super().__init__(StagedModel(model, stage_indices), criterion, device=device, dtype=dtype, verbose=verbose)
+        self.mfd = MFDLoss() if mfd is None else mfd
+
+    @property
+    def model(self) -> Any:
+        """The plain timm model, without any wrapper."""
+        return unwrap_model(self.trainable_module).model
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """Return the plain timm model, or its moving average, so that saved keys are the model's own."""
+        resolved = super().get_eval_model(module=module, ema=ema)
+        inner = None if resolved is None else unwrap_model(resolved)
+        return inner.model if isinstance(inner, StagedModel) else resolved
+
+    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> Any:
+        """Compile training and evaluation entry points, before distributed wrapping; return the compiled eval model."""
+        self.eval_model = torch.compile(self.model, backend=backend, mode=mode, **compile_kwargs)
+        self.trainable_module: Any = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
+        return self.eval_model
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Compute the joint loss of one batch.
+
+        Args:
+            input: Images `[B, in_chans, H, W]`.
+            target: Class indices `[B]`, or what the criterion takes.
+
+        Returns:
+            `loss` (scalar, Eq. 7), `output` (logits `[B, K]`), and for logging, detached: `criterion_loss`, `mfd_loss`
+            (the weighted MFD term) and `mfd_per_stage` `[S]` (NaN with weight 0).
+
+        Raises:
+            ValueError: If a class index on the CPU is outside the classes (on a GPU, looking would stall the device).
+        """
+        _check_labels(target, self.model.num_classes)
+        logits, stages = self.trainable_module(input)
+        criterion_loss = self.criterion(logits, target)
+        mfd = self.mfd(stages)
+        return {
+            "loss": criterion_loss + mfd.loss,
+            "output": logits,
+            "criterion_loss": criterion_loss.detach(),
+            "mfd_loss": mfd.loss.detach(),
+            "mfd_per_stage": mfd.per_stage.detach(),
+        }
+
+
+def _check_labels(target: Tensor, num_classes: int) -> None:
+    indices = target.device.type == "cpu" and target.ndim == 1 and not target.is_floating_point()
+    if (
+        indices
+        and not torch.compiler.is_compiling()
+        and target.numel()
+        and (highest := int(target.max())) >= num_classes
+    ):
+        raise ValueError(f"label {highest} is outside the model's {num_classes} classes (0 to {num_classes - 1})")
