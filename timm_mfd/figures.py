@@ -65,7 +65,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path, titl
         for stage, values in enumerate(zip(*per_stage, strict=True)):
             colour = COLOURS[stage % len(COLOURS)]
             stages.plot(epochs, values, marker=marker, ms=3, color=colour, label=f"stage {stage}")
-        stages.set(yscale="log")
+        stages.set_ylim(bottom=0)
     stages.set(title="Mean squared correlation (Eq. 5)")
     for axes in (accuracy, loss, stages):
         axes.set(xlabel="epoch")
