@@ -115,10 +115,12 @@ def _take(stages: Sequence[StageInfo], indices: Sequence[int] | None) -> list[in
 
 
 def _forward_head(model: Any, features: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
-    if classifier is None or getattr(model, "num_classes", 0) == 0:
-        pooled = model.forward_head(features) if hasattr(model, "forward_head") else features
-        return None, pooled if isinstance(pooled, Tensor) and pooled.ndim == 2 else None
+    if not hasattr(model, "get_classifier"):
+        return None, None
+    classifier = model.get_classifier()
+    if getattr(model, "num_classes", 0) == 0:
+        pooled = model.forward_head(features)
+        return None, pooled if pooled.ndim == 2 else None
     if _reads_pre_logits(model, classifier):
         # The head runs once: twice would draw dropout twice and update batch norms twice.
         embedding = model.forward_head(features, pre_logits=True)
