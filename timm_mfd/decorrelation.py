@@ -1,6 +1,6 @@
 """The method of the paper: squared Pearson correlation between the channels of a feature map (Eq. 5-7).
 
-Pure tensor maths. This module imports torch only, and everything else in the package stands on it.
+Pure tensor maths that imports torch only; how it is computed fast and exactly is in `correlation.py`.
 
 Source: Zhu, Zu, Liu, "Multi-stage feature decorrelation constraints for improving CNN classification performance",
 https://arxiv.org/abs/2308.12880.
@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-Center = Literal["channel", "position"]
+from .correlation import Center, Scope, correlation, mean_squared_correlations
 
 
 def channel_correlation(x: Tensor, center: Center = "channel") -> Tensor:
@@ -40,7 +41,8 @@ def channel_correlation(x: Tensor, center: Center = "channel") -> Tensor:
         >>> channel_correlation(x)[0, 1]
         tensor(-1.0000)
     """
-    return _correlation(x, center).clamp(-1, 1)
+    _check_map(x, center)
+    return correlation(x, Scope(center)).clamp(-1, 1)
 
 
 def mfd_loss(x: Tensor, center: Center = "channel") -> Tensor:
@@ -64,10 +66,8 @@ def mfd_loss(x: Tensor, center: Center = "channel") -> Tensor:
         >>> x = torch.randn(128, 64, 8, 8, requires_grad=True)
         >>> mfd_loss(x).backward()
     """
-    r = _correlation(x, center)
-    channels = r.shape[0]
-    off_diagonal = r * (1 - torch.eye(channels, dtype=r.dtype, device=r.device))
-    return off_diagonal.square().sum() / max(channels * (channels - 1), 1)
+    _check_map(x, center)
+    return mean_squared_correlations([x], Scope(center))[0]
 
 
 class MFDOutput(NamedTuple):
@@ -91,9 +91,18 @@ class MFDLoss(nn.Module):
         weight: The balance factor lambda, one for all stages; the paper uses 1 (Table II). 0 switches the method off:
             the loss is an exact 0 and no statistics are computed.
         center: How Eq. 6 takes the mean, see `channel_correlation`.
+        sync: Whether the samples of all processes count together. `"auto"`: when torch.distributed runs with several.
+            Then N processes with b images each have the loss, and after DDP's averaging the gradient, of one process
+            with N*b images, also for uneven b; it costs two collectives per call, however many stages.
+        max_samples: Upper bound on the samples (image positions) per stage and process: an evenly spaced subset of the
+            positions of every image is used, at least one. Cheaper and noisier; None uses all.
+
+    Under gradient accumulation the statistics are those of each micro-batch. Correlations are taken in float32 or
+    better whatever autocast and the precision modes say. Under `torch.compile` the loss runs outside the compiled
+    graph (one graph break) with the same values. The loss can be differentiated once.
 
     Raises:
-        ValueError: If `weight` is negative or not finite, or `center` is unknown.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> mfd = MFDLoss(weight=1.0)
@@ -102,13 +111,25 @@ class MFDLoss(nn.Module):
         torch.Size([2])
     """
 
-    def __init__(self, weight: float = 1.0, center: Center = "channel"):
+    def __init__(
+        self,
+        weight: float = 1.0,
+        center: Center = "channel",
+        sync: Literal["auto"] | bool = "auto",
+        max_samples: int | None = None,
+    ):
         super().__init__()
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weight must be a finite number >= 0, not {weight}")
         _check_center(center)
+        if sync not in ("auto", True, False):
+            raise ValueError(f"sync must be 'auto', True or False, not {sync!r}")
+        if max_samples is not None and max_samples < 2:
+            raise ValueError(f"max_samples must be at least 2 or None, not {max_samples}")
         self.weight = float(weight)
         self.center: Center = center
+        self.sync: Literal["auto"] | bool = sync
+        self.max_samples = max_samples
 
     def forward(self, stages: Sequence[Tensor]) -> MFDOutput:
         """Penalise the correlation in every stage.
@@ -130,18 +151,24 @@ class MFDLoss(nn.Module):
                 loss=torch.zeros((), device=reference.device),
                 per_stage=torch.full((len(stages),), math.nan, device=reference.device),
             )
-        losses = []
+        group = self._group()
         for index, stage in enumerate(stages):
             try:
-                losses.append(mfd_loss(stage, self.center))
+                _check_map(stage, self.center, synced=group is not None)
             except ValueError as error:
                 raise ValueError(f"stage {index}: {error}") from None
-        per_stage = torch.stack(losses)
+        per_stage = mean_squared_correlations(stages, Scope(self.center, self.max_samples, group))
         return MFDOutput(loss=self.weight * per_stage.sum(), per_stage=per_stage)
 
     def extra_repr(self) -> str:
         """Arguments as they show in `print(task)`."""
-        return f"weight={self.weight:g}, center={self.center!r}"
+        return f"weight={self.weight:g}, center={self.center!r}, sync={self.sync!r}, max_samples={self.max_samples}"
+
+    def _group(self) -> "dist.ProcessGroup | None":
+        running = dist.is_available() and dist.is_initialized()
+        if self.sync is True and not running:
+            raise ValueError("sync=True needs an initialised torch.distributed process group; use sync='auto'")
+        return dist.group.WORLD if self.sync and running and dist.get_world_size() > 1 else None
 
 
 def _check_center(center: str) -> None:
@@ -149,7 +176,7 @@ def _check_center(center: str) -> None:
         raise ValueError(f"center must be one of {', '.join(get_args(Center))}, not {center!r}")
 
 
-def _check_map(x: Tensor, center: str) -> None:
+def _check_map(x: Tensor, center: str, synced: bool = False) -> None:
     _check_center(center)
     if x.ndim != 4:
         raise ValueError(f"a stage must be 4-D [B, C, H, W], got shape {tuple(x.shape)}")
@@ -157,26 +184,8 @@ def _check_map(x: Tensor, center: str) -> None:
         raise ValueError(f"a stage must have a floating dtype, got {x.dtype}")
     batch, _, height, width = x.shape
     samples = batch * height * width if center == "channel" else batch
-    if samples < 2 or height * width == 0:
+    # With several processes the others have samples too, and an error on one of them would leave the rest waiting.
+    if height * width == 0 or (samples < 2 and not synced):
         raise ValueError(
             f"correlation needs at least 2 samples, got {samples} from shape {tuple(x.shape)} with center={center!r}"
         )
-
-
-def _correlation(x: Tensor, center: Center) -> Tensor:
-    """Eq. 6 up to rounding, which may leave [-1, 1] by an ulp."""
-    _check_map(x, center)
-    with torch.autocast(x.device.type, enabled=False):
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        samples = x.permute(0, 2, 3, 1)
-        mean_over = (0, 1, 2) if center == "channel" else (0,)
-        origin = samples[:1, :1, :1] if center == "channel" else samples[:1]
-        # Subtracting one sample first keeps |mean| >> std accurate and makes a constant channel exactly 0.
-        shifted = samples - origin.detach()
-        y = (shifted - shifted.mean(mean_over, keepdim=True)).flatten(0, 2)
-        variance = y.square().mean(0)
-        info = torch.finfo(y.dtype)
-        varies = variance > info.tiny / info.eps  # below this the squares underflow
-        inverse_norm = torch.where(varies, variance * y.shape[0], torch.inf).rsqrt()
-        z = y * inverse_norm
-        return z.T @ z

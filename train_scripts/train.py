@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from timm_mfd import MFDClassificationTask, MFDLoss, create_model, list_models, save_pretrained
-from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, TrainLoader, load_dataset
+from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, TrainLoader, load_dataset, place
 from timm_mfd.figures import training_curves
 from timm_mfd.launch import new_run_dir, one_line_errors, use_idle_cores, write_json
 from timm_mfd.models import paper_stem
@@ -69,6 +69,11 @@ class Args:
     """Arithmetic of the network; correlations are always taken in float32."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    loader: Literal["auto", "resident", "workers"] = "auto"
+    """resident: decode all images once and keep them on the device; workers: decode them again every epoch;
+    auto: resident if they fit into 40 % of the free memory."""
+    cache_dir: str | None = None
+    """Where decoded images are kept between runs. Default: ~/.cache/timm_mfd."""
     workers: int = 2
     """Decoding processes of each training process, for images in files."""
     output_dir: str | None = None
@@ -95,6 +100,16 @@ def main(args: Args) -> None:
         device, main_process = accelerator.device, accelerator.is_main_process
         if device.type == "cpu":
             use_idle_cores(accelerator.num_processes)
+        with accelerator.local_main_process_first():  # the others read the cache that the first one wrote
+            data = place(
+                data,
+                args.loader,
+                device,
+                workers=args.workers,
+                processes=accelerator.num_processes,
+                cache_dir=args.cache_dir,
+                quiet=not accelerator.is_local_main_process,
+            )
         shard = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
         train_loader = TrainLoader(data, args.batch_size, seed=args.seed, device=device, workers=args.workers, **shard)
         test_loader = EvalLoader(data, 256, device=device, workers=args.workers, **shard)

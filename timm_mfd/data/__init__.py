@@ -8,3 +8,4 @@ from .loader import EvalLoader as EvalLoader
 from .loader import TrainLoader as TrainLoader
 from .readers import DATASETS as DATASETS
 from .readers import load_dataset as load_dataset
+from .resident import place as place

@@ -23,7 +23,7 @@ class ArrayImages(Dataset[Tensor]):
         labels: Class indices `[N]`.
     """
 
-    def __init__(self, pixels: np.ndarray | Tensor, labels: Sequence[int] | np.ndarray):
+    def __init__(self, pixels: np.ndarray | Tensor, labels: Sequence[int] | np.ndarray | Tensor):
         self.pixels = torch.as_tensor(pixels)
         self.labels = torch.as_tensor(labels, dtype=torch.long)
         self.size: tuple[int, int] = (self.pixels.shape[1], self.pixels.shape[2])

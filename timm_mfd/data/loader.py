@@ -63,16 +63,14 @@ class TrainLoader:
         """Yield `(images [B, 3, H, W] normalised, labels [B])` of one epoch for this process."""
         data = self.data
         plan = plan_epoch(len(data.train), seed=self.seed, epoch=epoch, pad=data.pad, flip=data.flip)
-        positions = torch.arange(len(self) * self.batch_size).view(len(self), self.batch_size)
-        positions = positions[:, self.rank :: self.processes]
+        # [steps, images of this process], on the device before the first step: no step waits for a transfer.
+        order, *windows = (
+            choice[: len(self) * self.batch_size].view(len(self), -1)[:, self.rank :: self.processes] for choice in plan
+        )
+        windows = [choice.to(self.device) for choice in windows]
         mean, std = _normalisation(data, self.device)
-        batches = [plan.order[row].tolist() for row in positions]
-        for row, (pixels, labels) in zip(
-            positions, _fetch(data.train, batches, self.device, self.workers), strict=True
-        ):
-            top, left, flip = (
-                choice[row].to(self.device, non_blocking=True) for choice in (plan.top, plan.left, plan.flip)
-            )
+        batches = _fetch(data.train, order, self.device, self.workers)
+        for top, left, flip, (pixels, labels) in zip(*windows, batches, strict=True):
             yield normalise(crop_and_flip(pixels, top, left, flip, data.pad), mean, std), labels
 
 
@@ -104,7 +102,7 @@ class EvalLoader:
         wanted = count if limit is None else min(limit, count)
         chosen = (torch.arange(wanted) * count // wanted)[rank::processes]
         self.data = data
-        self.batches = [batch.tolist() for batch in chosen.split(batch_size)] if len(chosen) else []
+        self.batches = chosen.split(batch_size) if len(chosen) else ()
         self.device = device
         self.workers = workers
 
@@ -122,13 +120,20 @@ def _normalisation(data: ImageData, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _fetch(
-    images: ArrayImages | FileImages, batches: Sequence[list[int]], device: torch.device, workers: int
+    images: ArrayImages | FileImages, batches: Sequence[Tensor] | Tensor, device: torch.device, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `(pixels uint8 [B, H, W, 3], labels [B])` for lists of indices."""
+    """Yield `(pixels uint8 [B, H, W, 3], labels [B])` on the device for each row of indices."""
+    labels = images.labels.to(device)
+    on_device = [batch.to(device) for batch in batches]
     if isinstance(images, ArrayImages):
-        stacks: Iterator[Tensor] = (images.pixels[batch] for batch in batches)
-    else:
-        pin = device.type == "cuda"
-        stacks = iter(DataLoader(images, batch_sampler=batches, num_workers=workers, pin_memory=pin))
-    for batch, pixels in zip(batches, stacks, strict=True):
-        yield pixels.to(device, non_blocking=True), images.labels[batch].to(device, non_blocking=True)
+        for index in on_device:
+            yield images.pixels[index.to(images.pixels.device)].to(device, non_blocking=True), labels[index]
+        return
+    decoded = DataLoader(
+        images,
+        batch_sampler=[batch.tolist() for batch in batches],
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    for index, pixels in zip(on_device, decoded, strict=True):
+        yield pixels.to(device, non_blocking=True), labels[index]

@@ -1,0 +1,320 @@
+"""How the correlations of Eq. 6 are computed: one Gram product forward, one matrix product backward.
+
+With y = x - mean, s_i = 1 / |y_i| and G = y^T y, the correlation is r_ij = s_i s_j G_ij. For a loss with dL/dr = W
+(symmetric), dL/dx = y A with A_ij = 2 s_i W_ij s_j - [i = j] s_i^2 c_i and c_i = 2 sum_j W_ij r_ij. The columns of y A
+have mean 0, so the mean needs no gradient of its own; beside the input only the C x C matrix A is kept.
+
+With fewer samples than channels, Eq. 5 follows from the n x n matrix K = z z^T, z_i = s_i y_i, because
+|z^T z|^2 = |z z^T|^2: dL/dx_i = 4 s_i^2 (K y_i - (z_i^T K z_i) y_i) / (d (d - 1)).
+
+Imports torch only.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Center = Literal["channel", "position"]
+
+# Centred samples held at a time, in elements: what a core's cache holds, or enough to fill a GPU.
+_CPU_CHUNK = 2**18
+_GPU_CHUNK = 2**24
+
+
+class Scope(NamedTuple):
+    """Which samples make up a correlation.
+
+    Attributes:
+        center: The mean in Eq. 6: one number or one map per channel.
+        max_samples: Upper bound on the samples of a stage, met by leaving out positions; None takes all.
+        group: Processes whose samples count together; None takes this process alone.
+    """
+
+    center: Center = "channel"
+    max_samples: int | None = None
+    group: "dist.ProcessGroup | None" = None
+
+
+@torch.compiler.disable
+def correlation(x: Tensor, scope: Scope) -> Tensor:
+    """Return Eq. 6 as `[C, C]`, differentiable once."""
+    return _Correlation.apply(scope, x)
+
+
+@torch.compiler.disable
+def mean_squared_correlations(stages: Sequence[Tensor], scope: Scope) -> Tensor:
+    """Return Eq. 5 of every stage as `[S]`, differentiable once. All stages share the collectives."""
+    return _MeanSquaredCorrelations.apply(scope, *stages)
+
+
+class _Correlation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scope: Scope, x: Tensor) -> Tensor:
+        ((mean, gram, inverse_norm),) = _statistics([_samples(x, scope)], scope)
+        r = gram.mul_(inverse_norm).mul_(inverse_norm[:, None])
+        ctx.scope = scope
+        ctx.save_for_backward(x, mean, inverse_norm, r)
+        return r
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
+        x, mean, inverse_norm, r = ctx.saved_tensors
+        both = grads[0] + grads[0].T
+        a = both * inverse_norm * inverse_norm[:, None]
+        a.diagonal().sub_((both * r).sum(1) * inverse_norm.square())
+        return None, _input_gradient(x, mean, a, ctx.scope)
+
+
+class _MeanSquaredCorrelations(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scope: Scope, *stages: Tensor) -> Tensor:
+        views = [_samples(x, scope) for x in stages]
+        few = [scope.group is None and view.shape[0] * view.shape[1] < view.shape[2] for view in views]
+        statistics = iter(_statistics([v for v, is_few in zip(views, few, strict=True) if not is_few], scope))
+        losses, kept = [], []
+        for view, is_few in zip(views, few, strict=True):
+            loss, *tensors = _from_samples(view, scope) if is_few else _from_gram(*next(statistics))
+            losses.append(loss)
+            kept += tensors
+        ctx.scope, ctx.few = scope, few
+        ctx.save_for_backward(*stages, *kept)
+        return torch.stack(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
+        scope, few = ctx.scope, ctx.few
+        stages, kept = ctx.saved_tensors[: len(few)], iter(ctx.saved_tensors[len(few) :])
+        # Every process holds the loss of all samples, and DDP averages over processes what belongs to their sum.
+        scale = dist.get_world_size(scope.group) if scope.group is not None else 1
+        gradients: list[Tensor | None] = []
+        for x, is_few, grad, needed in zip(stages, few, grads[0] * scale, ctx.needs_input_grad[1:], strict=True):
+            if is_few:
+                mean, k, weight, quadratic = (next(kept) for _ in range(4))
+                gradient = _input_gradient_from_few(x, mean, k, weight * grad, quadratic, scope) if needed else None
+            else:
+                mean, a = next(kept), next(kept)
+                gradient = _input_gradient(x, mean, a * grad, scope) if needed else None
+            gradients.append(gradient)
+        return None, *gradients
+
+
+def _samples(x: Tensor, scope: Scope) -> Tensor:
+    """View a map `[B, C, H, W]` as `[B, P, C]`: P positions of each image, without a copy for either memory format."""
+    view = x.detach().permute(0, 2, 3, 1).flatten(1, 2)
+    batch, positions, _ = view.shape
+    if scope.max_samples is None or batch * positions <= scope.max_samples:
+        return view
+    step = min(math.ceil(batch * positions / scope.max_samples), positions)
+    while math.gcd(step, x.shape[3]) != 1 and step < positions:
+        step += 1  # a step that shares a factor with the width would see some columns only
+    return view[:, ::step]
+
+
+def _statistics(views: Sequence[Tensor], scope: Scope) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return mean, Gram matrix of the centred samples and inverse norms of every stage, over all processes."""
+    means, counts = _means(views, scope)
+    grams = [_gram(view, mean) for view, mean in zip(views, means, strict=True)]
+    if scope.group is not None and grams:
+        packed = torch.cat([gram.flatten() for gram in grams])
+        dist.all_reduce(packed, group=scope.group)
+        grams = [p.view_as(gram) for p, gram in zip(packed.split([g.numel() for g in grams]), grams, strict=True)]
+    return [
+        (mean, gram, _inverse_norm(gram.diagonal(), mean, count))
+        for mean, gram, count in zip(means, grams, counts, strict=True)
+    ]
+
+
+def _means(views: Sequence[Tensor], scope: Scope) -> tuple[list[Tensor], list[Tensor | float]]:
+    """Return the mean, `[C]` or `[P, C]`, and the number of samples of every stage, over all processes."""
+    over = (0, 1) if scope.center == "channel" else (0,)
+    if scope.group is None or not views:
+        means = [view.mean(over, dtype=_statistics_dtype(view)) for view in views]
+        return means, [view.shape[0] * view.shape[1] for view in views]
+    sums = [view.sum(over, dtype=_statistics_dtype(view)).double() for view in views]
+    counts = torch.tensor([float(view.shape[0]) for view in views], dtype=torch.double, device=sums[0].device)
+    packed = torch.cat([counts, *(total.flatten() for total in sums)])
+    dist.all_reduce(packed, group=scope.group)
+    images, *totals = packed.split([len(views), *(total.numel() for total in sums)])
+    means, samples = [], []
+    for view, local, total, count in zip(views, sums, totals, images, strict=True):
+        per_mean = count * view.shape[1] if scope.center == "channel" else count
+        means.append((total.view_as(local) / per_mean).to(_statistics_dtype(view)))
+        samples.append(count * view.shape[1])
+    return means, samples
+
+
+def _gram(view: Tensor, mean: Tensor) -> Tensor:
+    """Return y^T y for y = samples - mean, adding up chunks; centring before the product keeps |mean| >> std exact."""
+    channels = view.shape[2]
+    gram = mean.new_zeros(channels, channels)
+    # The product is symmetric: only blocks on and above the diagonal are computed.
+    edges = _block_edges(channels)
+    for _, y in _centred_chunks(view, mean):
+        if y.is_cuda:
+            _add_gram_cuda(gram, y)
+            continue
+        for start, end in edges:
+            gram[start:end, start:].addmm_(y[:, start:end].T, y[:, start:])
+    if not view.is_cuda:
+        for start, end in edges:
+            gram[end:, start:end] = gram[start:end, end:].T
+    return gram
+
+
+def _inverse_norm(squared_norm: Tensor, mean: Tensor, count: Tensor | float) -> Tensor:
+    """Return 1 / |y| for each channel, 0 where the channel is constant."""
+    info = torch.finfo(squared_norm.dtype)
+    mean_square = mean.square() if mean.ndim == 1 else mean.square().mean(0)
+    # A constant is left with the rounding of its mean; squares below tiny / eps underflow.
+    varies = squared_norm > count * (mean_square * (16 * info.eps) ** 2).clamp_min(info.tiny / info.eps)
+    return torch.where(varies, squared_norm, torch.inf).rsqrt()
+
+
+def _from_gram(mean: Tensor, gram: Tensor, inverse_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return Eq. 5, the mean and the matrix A, in the memory of the Gram matrix."""
+    pairs = max(gram.shape[0] * (gram.shape[0] - 1), 1)
+    r = gram.mul_(inverse_norm).mul_(inverse_norm[:, None]).fill_diagonal_(0)
+    row = torch.linalg.vector_norm(r, dim=1).square()
+    a = r.mul_(inverse_norm * (4 / pairs)).mul_(inverse_norm[:, None])
+    a.diagonal().sub_(row * inverse_norm.square() * (4 / pairs))
+    return row.sum() / pairs, mean, a
+
+
+def _from_samples(view: Tensor, scope: Scope) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return Eq. 5, the mean, K, 4 s^2 / (d (d - 1)) and z_i^T K z_i, where samples are fewer than channels."""
+    samples, channels = view.shape[0] * view.shape[1], view.shape[2]
+    pairs = max(channels * (channels - 1), 1)
+    ((mean,), _) = _means([view], scope)
+    y = (view.to(mean.dtype) - mean).flatten(0, 1)
+    inverse_norm = _inverse_norm(y.square().sum(0), mean, samples)
+    z = y * inverse_norm
+    k = _product(z, z.T)
+    quadratic = (_product(k, z) * z).sum(0)
+    # Eq. 5 leaves out the diagonal of z^T z, which is 1 for every channel that varies.
+    loss = (k.square().sum() - (inverse_norm > 0).sum()) / pairs
+    return loss.clamp_min(0), mean, k, inverse_norm.square() * (4 / pairs), quadratic
+
+
+def _input_gradient(x: Tensor, mean: Tensor, a: Tensor, scope: Scope) -> Tensor:
+    """Return dL/dx = (x - mean) A in the dtype and memory format of x."""
+    source = _samples(x, scope)
+    batch, positions, channels = source.shape
+    if mean.ndim == 1 and _product_dtype(x) == x.dtype and not x.is_cuda and positions == x.shape[2] * x.shape[3]:
+        # (x - mean) A without the centred copy; x is exact here, so only A's own rounding remains.
+        if source.is_contiguous():
+            rows = torch.addmm(-(mean @ a), source.view(-1, channels), a)
+            return rows.view(batch, *x.shape[2:], channels).permute(0, 3, 1, 2)
+        if x.is_contiguous():
+            return torch.matmul(a, x.flatten(2)).sub_((a @ mean)[:, None]).view_as(x)
+    gradient = torch.empty_like(x) if positions == x.shape[2] * x.shape[3] else torch.zeros_like(x)
+    target = _samples(gradient, scope)
+    for (images, places), y in _centred_chunks(source, mean):
+        chunk = target[images, places]
+        chunk.copy_(_gradient_product(y, a, x.dtype).view(chunk.shape))
+    return gradient
+
+
+def _input_gradient_from_few(
+    x: Tensor, mean: Tensor, k: Tensor, weight: Tensor, quadratic: Tensor, scope: Scope
+) -> Tensor:
+    view = _samples(x, scope)
+    y = (view.to(mean.dtype) - mean).flatten(0, 1)
+    rows = (_product(k, y) - y * quadratic) * weight
+    gradient = torch.empty_like(x) if view.shape[1] == x.shape[2] * x.shape[3] else torch.zeros_like(x)
+    _samples(gradient, scope).copy_(rows.view(view.shape))
+    return gradient
+
+
+def _centred_chunks(view: Tensor, mean: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """Yield `(images, positions)` and the centred samples `[rows, C]` there, all in one reused buffer."""
+    batch, positions, channels = view.shape
+    rows = max((_GPU_CHUNK if view.is_cuda else _CPU_CHUNK) // channels, 64)
+    places_at_once, images_at_once = min(rows, positions), max(rows // positions, 1)
+    buffer = view.new_empty(min(images_at_once, batch) * places_at_once * channels, dtype=_product_dtype(view))
+    for first in range(0, batch, images_at_once):
+        for place in range(0, positions, places_at_once):
+            at = slice(first, first + images_at_once), slice(place, place + places_at_once)
+            chunk = view[at]
+            y = buffer[: chunk.numel()].view(chunk.shape)
+            torch.sub(chunk, mean if mean.ndim == 1 else mean[at[1]], out=y)
+            yield at, y.view(-1, channels)
+
+
+def _block_edges(channels: int) -> list[tuple[int, int]]:
+    """Cut the channels into blocks that a matrix product still runs on at full speed."""
+    blocks = min(max(channels // 128, 1), 4)
+    return [(channels * i // blocks, channels * (i + 1) // blocks) for i in range(blocks)]
+
+
+def _statistics_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """Float32, or float64 on a CPU whose float32 products the user has told to round to TF32 or bf16."""
+    dtype = _statistics_dtype(x)
+    if x.device.type == "cpu" and dtype == torch.float32 and _float32_products_are_rounded():
+        return torch.float64
+    return dtype
+
+
+def _float32_products_are_rounded() -> bool:
+    backends: list[Any] = [torch.backends, torch.backends.mkldnn, getattr(torch.backends.mkldnn, "matmul", None)]
+    modes = {getattr(backend, "fp32_precision", "none") for backend in backends}
+    if modes == {"none"}:  # a torch without these, or nothing set
+        return torch.get_float32_matmul_precision() != "highest"
+    return bool(modes & {"tf32", "bf16"})
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply float32 matrices exactly whatever the precision modes say."""
+    if a.is_cuda and a.dtype == torch.float32:
+        return _sum_of_bf16_products(_split(a), _split(b))
+    return (a.to(_product_dtype(a)) @ b.to(_product_dtype(b))).to(a.dtype)
+
+
+def _gradient_product(y: Tensor, a: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return y A; on CUDA in bf16 with float32 sums where the gradient itself is half precision."""
+    if y.is_cuda and y.dtype == torch.float32:
+        if dtype != torch.float32:
+            return torch.mm(y.bfloat16(), a.bfloat16(), out_dtype=torch.float32)
+        return _sum_of_bf16_products(_split(y), _split(a))
+    return y @ a.to(y.dtype)
+
+
+def _add_gram_cuda(gram: Tensor, y: Tensor) -> None:
+    if y.dtype != torch.float32:
+        gram.addmm_(y.T, y)
+        return
+    high, middle, low = _split(y)
+    gram += torch.mm(high.T, high, out_dtype=torch.float32)
+    for a, b in ((high, middle), (high, low)):
+        cross = torch.mm(a.T, b, out_dtype=torch.float32)
+        gram += cross
+        gram += cross.T
+    gram += torch.mm(middle.T, middle, out_dtype=torch.float32)
+
+
+def _split(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Write float32 as a sum of three bf16: products of bf16 are exact in float32 on every tensor core."""
+    high = x.bfloat16()
+    rest = x - high
+    middle = rest.bfloat16()
+    return high, middle, (rest - middle).bfloat16()
+
+
+def _sum_of_bf16_products(a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Add the products that matter in float32, smallest first."""
+    terms = ((a[1], b[1]), (a[0], b[2]), (a[2], b[0]), (a[0], b[1]), (a[1], b[0]), (a[0], b[0]))
+    return sum(torch.mm(p, q, out_dtype=torch.float32) for p, q in terms)  # type: ignore[return-value]
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError("the MFD loss has no second derivative; call backward without create_graph=True")

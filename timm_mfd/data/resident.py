@@ -1,0 +1,151 @@
+"""Image files decoded once: a uint8 array on the device, with a cache file that survives the process."""
+
+import hashlib
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .images import ArrayImages, FileImages, ImageData
+
+LoaderMode = Literal["auto", "resident", "workers"]
+
+# Part of the free memory that resident images may take.
+_SHARE = 0.4
+
+
+def place(
+    data: ImageData,
+    mode: LoaderMode,
+    device: torch.device,
+    *,
+    workers: int = 0,
+    processes: int = 1,
+    cache_dir: str | Path | None = None,
+    quiet: bool = False,
+) -> ImageData:
+    """Put a data set where training reads it fastest.
+
+    Args:
+        data: The data set.
+        mode: `"resident"`: decode all images once and keep them as uint8 on the device. `"workers"`: decode every image
+            every time, in worker processes. `"auto"`: resident if it fits into 40 % of the free memory.
+        device: Where the batches are needed.
+        workers: Decoding processes.
+        processes: Training processes that share the memory.
+        cache_dir: Where decoded images are kept between runs. Default: `~/.cache/timm_mfd`, or under `XDG_CACHE_HOME`.
+        quiet: Show no progress bar.
+
+    Returns:
+        The same data set; its images are `ArrayImages` on the device if resident.
+
+    Raises:
+        ValueError: If `mode` is unknown.
+        ImageDecodeError: If an image cannot be decoded.
+
+    Example:
+        >>> data = place(load_dataset("tiny_imagenet", root), "auto", torch.device("cuda"), workers=8)
+    """
+    if mode not in get_args(LoaderMode):
+        raise ValueError(f"loader must be one of {', '.join(get_args(LoaderMode))}, not {mode!r}")
+    if mode == "workers" or (mode == "auto" and resident_bytes(data) > _SHARE * _free_memory(device) / processes):
+        return data
+    folder = Path(cache_dir) if cache_dir else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = folder if cache_dir else folder / "timm_mfd"
+    return replace(
+        data,
+        train=_resident(data.train, device, folder, workers, f"{data.name} train", quiet),
+        test=_resident(data.test, device, folder, workers, f"{data.name} {data.test_split}", quiet),
+    )
+
+
+def resident_bytes(data: ImageData) -> int:
+    """Return the memory that the decoded data set takes."""
+    height, width = data.image_size
+    return (len(data.train) + len(data.test)) * height * width * 3
+
+
+def _resident(
+    images: ArrayImages | FileImages, device: torch.device, folder: Path, workers: int, title: str, quiet: bool
+) -> ArrayImages:
+    if isinstance(images, ArrayImages):
+        return ArrayImages(images.pixels.to(device), images.labels)
+    key = fingerprint(images)
+    path = folder / f"{key[:32]}.safetensors"
+    pixels = read_cache(path, key, (len(images), *images.size, 3))
+    if pixels is None:
+        pixels = _decode(images, workers, title, quiet)
+        _write_cache(path, key, pixels)
+    return ArrayImages(pixels.to(device), images.labels)
+
+
+def fingerprint(images: FileImages) -> str:
+    """Return a sha256 over the paths, sizes and modification times of the files, and the size decoded to."""
+    digest = hashlib.sha256(repr((images.size, images.resize)).encode())
+    for path in images.paths:
+        try:
+            stat = os.stat(path)
+            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(f"{path}\0missing\n".encode())  # decoding will name it
+    return digest.hexdigest()
+
+
+def read_cache(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
+    """Return the cached pixels, or None if there are none, they are damaged, or belong to other files."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            pixels = file.get_tensor("pixels")
+            fits = (file.metadata() or {}).get("fingerprint") == key and tuple(pixels.shape) == shape
+            if fits and pixels.dtype == torch.uint8:
+                return pixels
+    except (SafetensorError, OSError, KeyError):
+        pass
+    print(f"{path} is damaged or belongs to other images; decoding again", file=sys.stderr)  # noqa: T201
+    return None
+
+
+def _decode(images: FileImages, workers: int, title: str, quiet: bool) -> Tensor:
+    pixels = torch.empty(len(images), *images.size, 3, dtype=torch.uint8)
+    batches = DataLoader(images, batch_size=256, num_workers=workers)
+    done = 0
+    with tqdm(total=len(images), desc=f"decoding {title}", unit="img", disable=True if quiet else None) as bar:
+        for batch in batches:
+            pixels[done : done + len(batch)] = batch
+            done += len(batch)
+            bar.update(len(batch))
+    return pixels
+
+
+def _write_cache(path: Path, key: str, pixels: Tensor) -> None:
+    """Write under a name of its own and rename: a reader, or a second writer, never sees half a file."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        os.close(handle)
+        save_file({"pixels": pixels}, temporary, metadata={"fingerprint": key})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        print(f"decoded images are not cached in {path.parent}: {error}", file=sys.stderr)  # noqa: T201
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available

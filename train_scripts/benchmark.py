@@ -1,0 +1,399 @@
+"""Measure what MFD and the pipeline cost, as ratios of things timed side by side in one run.
+
+python train_scripts/benchmark.py                  # a CPU: minutes
+python train_scripts/benchmark.py --batch-size 512 --dtype bf16 --models resnet50_mfd mobilenetv2_100_mfd   # a GPU
+
+Timings alternate between the things compared, so that a busy machine slows all of them; medians are over the rounds and
+spreads are half the range between quartiles.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import torch
+import tyro
+from PIL import Image
+from timm.data import create_dataset, create_loader
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchvision import transforms
+
+import timm_mfd
+from timm_mfd.correlation import Scope, correlation
+from timm_mfd.data import TrainLoader, load_dataset, place
+
+PARTS = ("stages", "accuracy", "step", "memory", "pipeline", "growth")
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to measure."""
+
+    parts: tuple[Literal["stages", "accuracy", "step", "memory", "pipeline", "growth"], ...] = PARTS
+    """Which measurements to make."""
+    batch_size: int = 128
+    """Images per batch."""
+    models: tuple[str, ...] = ("resnet50_mfd",)
+    """Backbones of the whole training step, with the cifar stem where they have one."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the network and of the maps."""
+    max_samples: int = 4096
+    """The bounded variant of MFD."""
+    rounds: int = 5
+    """Timings of each thing."""
+    data_dir: str | None = None
+    """Image folder for the pipeline (train/ and val/ or test/). Default: 4,000 random JPEGs of 32 px."""
+    output: str = "benchmark.json"
+    """Where the figures are written."""
+
+
+def main(args: Args) -> None:
+    """Run the chosen measurements and write them as one JSON file."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
+    results: dict[str, Any] = {
+        "args": asdict(args),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+    print(f"{results['device']}, torch {torch.__version__}, batch {args.batch_size}, {args.dtype}")
+    for part in args.parts:
+        print(f"\n{part}: {MEASUREMENTS[part].__doc__.splitlines()[0]}")
+        results[part] = MEASUREMENTS[part](args, device, dtype)
+    Path(args.output).write_text(json.dumps(results, indent=2) + "\n")
+    print(f"\nwritten to {args.output}")
+
+
+def resnet50_maps(batch: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """The stage outputs of ResNet-50 with the cifar stem at 32 px: rectified noise with common parts."""
+    torch.manual_seed(0)
+    maps = []
+    for channels, side in ((64, 32), (256, 32), (512, 16), (1024, 8), (2048, 4)):
+        x = torch.randn(batch, channels, side, side) + 0.5 * torch.randn(batch, 1, side, side)
+        maps.append(x.relu().to(device, dtype).contiguous(memory_format=torch.channels_last))
+    return maps
+
+
+def straightforward(x: Tensor) -> Tensor:
+    """Eq. 5 as one writes it down: centre, normalise, multiply, and let autograd do the rest."""
+    z = x.float().transpose(0, 1).flatten(1)
+    z = z - z.mean(1, keepdim=True)
+    z = z / (z.norm(dim=1, keepdim=True) + 1e-8)
+    r = z @ z.T
+    return (r - torch.diag(r.diagonal())).square().sum() / (len(r) * (len(r) - 1))
+
+
+def with_corrcoef(x: Tensor) -> Tensor:
+    """Eq. 5 through torch.corrcoef."""
+    r = torch.corrcoef(x.float().transpose(0, 1).flatten(1))
+    return (r - torch.diag(r.diagonal())).square().sum() / (len(r) * (len(r) - 1))
+
+
+def backward_of(loss: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
+    """A call that computes the loss of a map and its gradient."""
+    leaf = x.detach().requires_grad_()
+
+    def run() -> None:
+        leaf.grad = None
+        loss(leaf).backward()
+
+    return run
+
+
+def time_side_by_side(things: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, Any]:
+    """Return `{name: {median, spread, ratio}}` in seconds; ratios are to the first thing, round by round."""
+    seconds: dict[str, list[float]] = {name: [] for name in things}
+    for number in range(rounds + 1):
+        for name, thing in things.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            thing()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - started)
+    first = seconds[next(iter(things))]
+    return {
+        name: {
+            "median": statistics.median(values),
+            "spread": float(np.subtract(*np.percentile(values, [75, 25]))) / 2,
+            "ratio": statistics.median(value / base for value, base in zip(values, first, strict=True)),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def show(title: str, timings: dict[str, Any]) -> None:
+    """Print one row a thing."""
+    for name, value in timings.items():
+        milliseconds = f"{value['median'] * 1e3:9.2f} ms +- {value['spread'] * 1e3:6.2f}"
+        print(f"  {title:<14} {name:<22} {milliseconds}   x{value['ratio']:.3f}")
+
+
+def measure_stages(args: Args, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """MFD forward and backward per stage, against the bare products and against other ways to write it."""
+    results = {}
+    for index, x in enumerate(resnet50_maps(args.batch_size, device, dtype)):
+        rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+        a = torch.randn(x.shape[1], x.shape[1], device=device, dtype=dtype)
+        nchw = x.contiguous()
+        bounded = timm_mfd.MFDLoss(max_samples=args.max_samples)
+        things = {
+            "two bare products": lambda rows=rows, a=a: (rows.T @ rows, rows @ a),
+            "timm_mfd": backward_of(timm_mfd.mfd_loss, x),
+            "timm_mfd, NCHW": backward_of(timm_mfd.mfd_loss, nchw),
+            "timm_mfd, max_samples": backward_of(lambda t, bounded=bounded: bounded([t]).loss, x),
+            "straightforward": backward_of(straightforward, x),
+            "torch.corrcoef": backward_of(with_corrcoef, x),
+        }
+        results[f"stage {index}"] = time_side_by_side(things, args.rounds, device)
+        show(f"{x.shape[1]}x{x.shape[2]}x{x.shape[3]}", results[f"stage {index}"])
+    total = {name: sum(stage[name]["median"] for stage in results.values()) for name in next(iter(results.values()))}
+    results["all stages"] = {
+        name: {"median": value, "ratio": value / total["two bare products"]} for name, value in total.items()
+    }
+    ours = total["timm_mfd"]
+    print(f"  all stages     straightforward / timm_mfd = {total['straightforward'] / ours:.2f}, ", end="")
+    print(f"timm_mfd / two bare products = {ours / total['two bare products']:.3f}")
+    return results
+
+
+def measure_accuracy(args: Args, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Largest |r - r64| against float64 of the same inputs, and the error that max_samples makes."""
+    results = {}
+    for index, x in enumerate(resnet50_maps(args.batch_size, device, dtype)):
+        exact = correlation(x.double(), Scope())
+        shifted = (x.float() + 1000 * x.float().std()).contiguous(memory_format=torch.channels_last)
+        bounded = correlation(x, Scope(max_samples=args.max_samples))
+        results[f"stage {index}"] = row = {
+            "as is": float((correlation(x, Scope()) - exact).abs().max()),
+            "mean = 1000 std": float(
+                (correlation(shifted, Scope()) - correlation(shifted.double(), Scope())).abs().max()
+            ),
+            "max_samples, rms": float((bounded - exact).square().mean().sqrt()),
+            "max_samples, mean |r|": float(bounded.abs().mean() - exact.abs().mean()),
+        }
+        print(f"  stage {index}  " + "  ".join(f"{name} {value:.1e}" for name, value in row.items()))
+    return results
+
+
+def build_task(name: str, mfd: timm_mfd.MFDLoss, device: torch.device) -> timm_mfd.MFDClassificationTask:
+    """A task with the cifar stem where the model has stems."""
+    torch.manual_seed(0)
+    stem = {"stem": "cifar"} if name in timm_mfd.list_models() else {}
+    model = timm_mfd.create_model(name, num_classes=100, **stem).to(device, memory_format=torch.channels_last)
+    return timm_mfd.MFDClassificationTask(model, None, mfd, device=device, verbose=False).train()
+
+
+def training_step(
+    task: timm_mfd.MFDClassificationTask, images: Tensor, labels: Tensor, dtype: torch.dtype
+) -> Callable[[], None]:
+    """One step of SGD."""
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = task(images, labels)["loss"]
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def measure_step(args: Args, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """A whole training step at 32 px with and without MFD."""
+    results = {}
+    images = torch.randn(args.batch_size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 100, (args.batch_size,), device=device)
+    variants = {
+        "without MFD": timm_mfd.MFDLoss(0),
+        "with MFD": timm_mfd.MFDLoss(1),
+        f"max_samples {args.max_samples}": timm_mfd.MFDLoss(1, max_samples=args.max_samples),
+    }
+    for name in args.models:
+        steps = {
+            variant: training_step(build_task(name, mfd, device), images, labels, dtype)
+            for variant, mfd in variants.items()
+        }
+        results[name] = time_side_by_side(steps, args.rounds, device)
+        show(name, results[name])
+    return results
+
+
+class PeakMemory(TorchDispatchMode):
+    """Largest number of bytes alive among the tensors made inside, on any device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._seen and storage._cdata not in inputs:
+                    self._seen.add(storage._cdata)
+                    self.alive += storage.nbytes()
+                    self.peak = max(self.peak, self.alive)
+                    weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        return out
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.alive -= size
+
+
+def measure_memory(args: Args, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Bytes kept for the backward beside the input, and peak of the bytes made, as parts of the input's bytes."""
+    results = {}
+    totals: dict[str, int] = {}
+    for index, x in enumerate(resnet50_maps(args.batch_size, device, dtype)):
+        row = {}
+        for name, loss in (("timm_mfd", timm_mfd.mfd_loss), ("straightforward", straightforward)):
+            kept: dict[int, int] = {}
+            leaf = x.detach().requires_grad_()
+
+            def keep(tensor: Tensor, kept: dict[int, int] = kept, leaf: Tensor = leaf) -> Tensor:
+                if tensor.untyped_storage().data_ptr() != leaf.untyped_storage().data_ptr():
+                    kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            with PeakMemory() as memory, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                value = loss(leaf)
+                value.backward()
+            size = x.numel() * x.element_size()
+            row[name] = {"kept": sum(kept.values()) / size, "peak": memory.peak / size}
+            totals[name] = totals.get(name, 0) + sum(kept.values())
+            totals["input"] = totals.get("input", 0) + (size if name == "timm_mfd" else 0)
+        results[f"stage {index}"] = row
+        print(
+            f"  stage {index}  "
+            + "   ".join(f"{n}: kept {v['kept']:.3f}, peak {v['peak']:.2f}" for n, v in row.items())
+        )
+    results["all stages"] = {name: totals[name] / totals["input"] for name in ("timm_mfd", "straightforward")}
+    print("  all stages  " + "   ".join(f"{name}: kept {part:.3f}" for name, part in results["all stages"].items()))
+    return results
+
+
+def write_random_jpegs(root: Path, count: int = 4000) -> None:
+    """An image folder of 10 classes."""
+    rng = np.random.default_rng(0)
+    for split, images in (("train", count), ("val", 100)):
+        for i in range(images):
+            path = root / split / f"class{i % 10}" / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+
+
+def measure_pipeline(args: Args, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Images per second of mobilenetv2_100, baseline loss: train.py's pipeline against timm's with its own defaults."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(args.data_dir) if args.data_dir else Path(scratch) / "images"
+        if args.data_dir is None:
+            write_random_jpegs(root)
+        data = load_dataset("folder", root)
+        side, classes = data.image_size[0], data.num_classes
+        steps = min(20, len(data.train) // args.batch_size)
+
+        ours = TrainLoader(
+            place(data, "resident", device, workers=2, cache_dir=scratch, quiet=True),
+            args.batch_size, seed=0, device=device,
+        )  # fmt: skip
+        decoding = TrainLoader(data, args.batch_size, seed=0, device=device, workers=2)
+        dataset = create_dataset("", root=str(root / "train"))
+        theirs = create_loader(
+            dataset,
+            input_size=(3, side, side),
+            batch_size=args.batch_size,
+            is_training=True,
+            device=device,
+            num_workers=2,
+        )
+        # The same augmentation: timm's default is a random resized crop. Arrays are what its collate function takes.
+        theirs.dataset.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(side, padding=data.pad),
+                transforms.RandomHorizontalFlip(),
+                transforms.Lambda(lambda image: np.asarray(image).transpose(2, 0, 1)),
+            ]
+        )
+
+        def run(batches: Any, channels_last: bool) -> Callable[[], None]:
+            torch.manual_seed(0)
+            model = timm.create_model("mobilenetv2_100", num_classes=classes).to(device)
+            if channels_last:
+                model = model.to(memory_format=torch.channels_last)
+            task = timm_mfd.MFDClassificationTask(
+                model, None, timm_mfd.MFDLoss(0), device=device, verbose=False
+            ).train()
+
+            def epoch() -> None:
+                for number, (images, labels) in enumerate(batches()):
+                    training_step(task, images, labels, dtype)()
+                    if number + 1 == steps:
+                        break
+
+            return epoch
+
+        things = {
+            "timm's loader": run(lambda: theirs, channels_last=False),
+            "timm_mfd resident": run(lambda: ours.epoch(0), channels_last=True),
+            "timm_mfd workers": run(lambda: decoding.epoch(0), channels_last=True),
+        }
+        timings = time_side_by_side(things, max(args.rounds // 2, 2), device)
+    for value in timings.values():
+        value["images_per_second"] = steps * args.batch_size / value["median"]
+    for name, value in timings.items():
+        speed = timings["timm's loader"]["median"] / value["median"]
+        print(f"  {name:<18} {value['images_per_second']:9,.0f} images/s   {speed:.2f} times timm's")
+    return timings
+
+
+def measure_growth(args: Args, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Forward and backward of one map when batch, channels or resolution double."""
+    results = {}
+    base = (min(args.batch_size, 64), 256, 16)
+    cases = {
+        "base": base,
+        "2 x batch": (2 * base[0], base[1], base[2]),
+        "2 x channels": (base[0], 2 * base[1], base[2]),
+        "2 x resolution": (base[0], base[1], 2 * base[2]),
+        "fewer samples than channels": (2, 2048, 4),
+    }
+    for name, (batch, channels, side) in cases.items():
+        x = torch.randn(batch, channels, side, side, device=device, dtype=dtype)
+        cases_x = x.contiguous(memory_format=torch.channels_last)
+        results[name] = time_side_by_side({name: backward_of(timm_mfd.mfd_loss, cases_x)}, args.rounds, device)[name]
+        ratio = results[name]["median"] / results["base"]["median"]
+        results[name]["ratio"] = ratio
+        print(f"  {name:<28} {batch}x{channels}x{side}x{side}  {results[name]['median'] * 1e3:8.2f} ms  x{ratio:.2f}")
+    return results
+
+
+MEASUREMENTS: dict[str, Callable[[Args, torch.device, torch.dtype], dict[str, Any]]] = {
+    "stages": measure_stages,
+    "accuracy": measure_accuracy,
+    "step": measure_step,
+    "memory": measure_memory,
+    "pipeline": measure_pipeline,
+    "growth": measure_growth,
+}
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
