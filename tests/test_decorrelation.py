@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import timm_mfd.correlation
 import timm_mfd.decorrelation
 from timm_mfd import MFDLoss, channel_correlation, mfd_loss
 
@@ -156,7 +157,9 @@ def test_module_returns_the_weighted_sum_of_its_parts():
 
 
 def test_weight_zero_computes_no_statistics(monkeypatch):
-    monkeypatch.setattr(timm_mfd.decorrelation, "mfd_loss", lambda *_: pytest.fail("computed a statistic"))
+    monkeypatch.setattr(
+        timm_mfd.decorrelation, "mean_squared_correlations", lambda *_: pytest.fail("computed a statistic")
+    )
     out = MFDLoss(weight=0)([torch.randn(4, 5, 3, 3)] * 2)
     assert out.loss.item() == 0
     assert out.per_stage.isnan().tolist() == [True, True]
@@ -174,6 +177,10 @@ def test_weight_zero_computes_no_statistics(monkeypatch):
         (lambda: MFDLoss(weight=-1), "weight must be a finite number >= 0, not -1"),
         (lambda: MFDLoss(weight=math.nan), "not nan"),
         (lambda: MFDLoss(center="pixel"), "not 'pixel'"),
+        (lambda: MFDLoss(sync="yes"), "'auto', True or False, not 'yes'"),
+        (lambda: MFDLoss(sync=True)([torch.randn(4, 5, 2, 2)]), "initialised torch.distributed process group"),
+        (lambda: MFDLoss(max_samples=1), "max_samples must be at least 2 or None, not 1"),
+        (lambda: MFDLoss(weight=0)([torch.randn(4, 5)]), r"stage 0: .*got shape \(4, 5\)"),
         (lambda: MFDLoss()([]), "at least one stage"),
         (lambda: MFDLoss()([torch.randn(4, 5, 2, 2), torch.randn(4, 5)]), r"stage 1: .*got shape \(4, 5\)"),
     ],
@@ -183,17 +190,14 @@ def test_unusable_input_is_named(call, message):
         call()
 
 
-def test_the_method_imports_torch_only():
-    tree = ast.parse(Path(timm_mfd.decorrelation.__file__).read_text())
-    imported = {
-        name.split(".")[0]
-        for node in ast.walk(tree)
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or "."]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
-    assert imported == {"math", "collections", "typing", "torch"}
+@pytest.mark.parametrize("module", [timm_mfd.decorrelation, timm_mfd.correlation])
+def test_the_method_imports_torch_only(module):
+    standard = {"math", "collections", "typing"}
+    imported = set()
+    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add("." * node.level + str(node.module).split(".")[0])
+    assert imported - standard <= {"torch", ".correlation"}
+    assert "torch" in imported

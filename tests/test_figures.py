@@ -23,6 +23,12 @@ def test_curves_are_drawn_as_png_and_svg(tmp_path, per_stage):
     assert "<svg" in svg
 
 
+def test_stages_carry_their_own_numbers(tmp_path):
+    svg = training_curves([line(1)], tmp_path / "curves.svg", "one epoch", stages=(2, 5)).read_text()
+    assert "<!-- stage 5 -->" in svg
+    assert "<!-- stage 0 -->" not in svg
+
+
 def test_no_epochs_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="no epochs"):
         training_curves([], tmp_path / "curves.png", "nothing")

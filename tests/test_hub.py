@@ -51,12 +51,25 @@ def test_wrappers_are_undone_and_the_model_is_left_alone(tmp_path):
 
 def test_card_states_the_result_as_metadata(tmp_path):
     model = timm_mfd.create_model("resnet18_mfd", num_classes=6)
-    timm_mfd.save_pretrained(model, tmp_path / "model", dataset="digits", top1=97.5)
+    timm_mfd.save_pretrained(model, tmp_path / "model", dataset="digits", top1=97.5, mfd_weight=2.0)
     card = ModelCard.load(tmp_path / "model" / "README.md")
     assert card.data.library_name == "timm"
     assert card.data.eval_results[0].metric_value == 97.5
     assert "import timm_mfd" in card.text
+    assert "weight 2" in card.text
+    assert "mfd" in card.data.tags
     assert "[More Information Needed]" not in card.text
+
+
+def test_a_model_that_was_not_trained_with_mfd_is_not_said_to_be(tmp_path):
+    folder = timm_mfd.save_pretrained(timm.create_model("resnet18"), tmp_path / "model")
+    assert "decorrelation" not in (folder / "README.md").read_text()
+    assert "mfd" not in ModelCard.load(folder / "README.md").data.tags
+    config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    assert config["crop_pct"] == timm.get_pretrained_cfg("resnet18").crop_pct
+    assert not config["tag"]  # whose default would claim ImageNet weights
+    baseline = timm_mfd.save_pretrained(timm.create_model("resnet18"), tmp_path / "baseline", mfd_weight=0.0)
+    assert "a baseline" in (baseline / "README.md").read_text()
 
 
 def test_nothing_is_overwritten_and_mistakes_are_named(tmp_path):

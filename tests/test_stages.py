@@ -127,6 +127,13 @@ def test_a_module_that_is_no_timm_model_is_refused():
         forward_stages(nn.Sequential(nn.Conv2d(3, 3, 1)), torch.randn(1, 3, 8, 8))
 
 
+def test_images_that_a_model_does_not_take_are_named():
+    model = timm.create_model("vit_tiny_patch16_224").train()
+    with pytest.raises(ValueError, match="VisionTransformer does not take images of 32x32: "):
+        stage_shapes(model, torch.zeros(1, 3, 32, 32))
+    assert model.training
+
+
 def test_stage_shapes_restores_training_mode():
     model = timm.create_model("test_resnet").train()
     shapes = stage_shapes(model, torch.zeros(1, 3, 32, 32))

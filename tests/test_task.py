@@ -83,6 +83,7 @@ def test_moving_average_follows_the_weights():
         task.model.fc.bias += 1
     task.update_ema()
     torch.testing.assert_close(task.get_eval_model(ema=True).fc.bias, start + 0.25)
+    assert not any(parameter.requires_grad for parameter in task.trainable_module_ema.parameters())
 
 
 def test_compiled_task_gives_the_same_losses_and_plain_keys():
@@ -104,6 +105,13 @@ def test_parts_for_logging_hold_no_graph():
 def test_unusable_input_is_named():
     with pytest.raises(ValueError, match="label 5 is outside the model's 5 classes"):
         build()(batch()[0], torch.tensor([0, 1, 2, 3, 4, 5]))
+    with pytest.raises(ValueError, match="label -1 is outside"):
+        build()(batch()[0], torch.tensor([0, 1, 2, 3, 4, -1]))
+    build()(batch()[0], torch.tensor([0, 1, 2, 3, 4, -100]))  # what cross-entropy leaves out by default
+    with pytest.raises(TypeError, match="Linear is not a timm model"):
+        MFDClassificationTask(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="stage index 9 is out of range"):
+        build(stage_indices=(9,))
     with pytest.raises(ValueError, match="no classifier"):
         MFDClassificationTask(timm.create_model("test_resnet", num_classes=0))
 

@@ -21,6 +21,7 @@ SCRIPT = Path(train.__file__)
 @pytest.fixture(autouse=True)
 def _fresh_accelerator_and_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -77,7 +78,7 @@ def test_a_run_leaves_the_promised_folder_and_a_model_that_loads(folder_dataset,
 
     shown = capsys.readouterr().out
     assert "stage  module" in shown
-    assert "mean |r|   before   after" in shown
+    assert "mean |r|   before   after   (on 12 held-out images)" in shown
     assert f'timm.create_model("local-dir:{run_dir}/model", pretrained=True)' in shown
 
 
@@ -103,10 +104,75 @@ def test_the_moving_average_is_what_is_evaluated_and_saved(folder_dataset):
     assert initial["after"] == pytest.approx(initial["before"], abs=5e-3)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_mixed_precision_and_stage_choice_run(folder_dataset):
-    run_dir = run(dataset="folder", data_dir=str(folder_dataset), mixed_precision="bf16", stages=(0, 2))
-    assert len(json.loads((run_dir / "metrics.jsonl").read_text())["mfd_per_stage"]) == 2
+def test_mixed_precision_rounds_the_network_and_stages_keep_their_numbers(folder_dataset, capsys):
+    losses = []
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        run_dir = run(
+            dataset="folder",
+            data_dir=str(folder_dataset),
+            mixed_precision=precision,
+            stages=(0, 2),
+            output_dir=precision,
+        )
+        losses.append(json.loads((run_dir / "metrics.jsonl").read_text()))
+        assert json.loads((run_dir / "summary.json").read_text())["stages"] == [0, 2]
+    assert all(len(line["mfd_per_stage"]) == 2 for line in losses)
+    assert losses[0]["criterion_loss"] != losses[1]["criterion_loss"]
+    assert losses[0]["criterion_loss"] == pytest.approx(losses[1]["criterion_loss"], rel=0.05)
+    assert "stage 2 " in capsys.readouterr().out
+
+
+def test_optimizer_settings_reach_the_weights(folder_dataset):
+    """SGD with momentum 0.9 and the given decay, against a loop of its own."""
+    run_dir = run(dataset="folder", data_dir=str(folder_dataset), mfd_weight=0.5, weight_decay=0.01, epochs=1)
+    trained = timm.create_model(f"local-dir:{run_dir}/model", pretrained=True).state_dict()
+    torch.manual_seed(0)
+    train.set_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3).to(memory_format=torch.channels_last).train()
+    data = train.load_dataset("folder", folder_dataset)
+    velocity = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for images, labels in train.TrainLoader(data, 8, seed=0, device=torch.device("cpu")).epoch(0):
+        out = timm_mfd.forward_stages(model, images)
+        loss = torch.nn.functional.cross_entropy(out.logits, labels) + 0.5 * sum(map(timm_mfd.mfd_loss, out.stages))
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for (name, p), gradient in zip(model.named_parameters(), gradients, strict=True):
+                velocity[name] = 0.9 * velocity[name] + gradient + 0.01 * p
+                p -= 0.01 * velocity[name]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_default_milestones_are_the_papers_at_100_epochs():
+    assert train.checked(train.Args(epochs=100)).milestones == (30, 60, 90)
+    assert train.checked(train.Args(epochs=2)).milestones == (1, 2)
+    assert train.checked(train.Args(epochs=1)).milestones == (1,)
+
+
+def test_a_saved_model_can_be_trained_further(folder_dataset):
+    first = run(dataset="folder", data_dir=str(folder_dataset))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    second = run(
+        model=f"local-dir:{first}/model", pretrained=True, lr=1e-9, dataset="folder", data_dir=str(folder_dataset),
+        output_dir="second",
+    )  # fmt: skip
+    a, b = (
+        timm.create_model(f"local-dir:{path}/model", pretrained=True).state_dict()["fc.weight"]
+        for path in (first, second)
+    )
+    torch.testing.assert_close(a, b)
+
+
+def test_a_transformer_is_built_for_the_size_of_the_images_and_loads_again(folder_dataset):
+    run_dir = run(model="test_vit", dataset="folder", data_dir=str(folder_dataset), image_size=32)
+    assert timm.create_model(f"local-dir:{run_dir}/model", pretrained=True)(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_a_diverged_run_stops_with_one_line_and_exports_nothing(folder_dataset):
+    with pytest.raises(SystemExit, match=r"the loss is (nan|inf) in epoch \d; try a lower --lr"):
+        run(dataset="folder", data_dir=str(folder_dataset), lr=1e30, epochs=3)
+    assert not Path("run/model").exists()
 
 
 def test_stems_follow_the_paper_unless_chosen(folder_dataset, capsys):
@@ -135,6 +201,11 @@ def test_stems_follow_the_paper_unless_chosen(folder_dataset, capsys):
         ({"stages": (0, 9)}, "stage index 9 is out of range: the model has stages 0 to 4"),
         ({"epochs": 0}, "--epochs must be at least 1, not 0"),
         ({"lr": float("nan")}, "--lr must be a finite number above 0, not nan"),
+        ({"seed": -1}, "--seed must be in [0, 2^32), not -1"),
+        ({"data_dir": "images"}, "'digits' is built in and does not read 'images'"),
+        ({"batch_size": 1}, "--batch-size must be at least 2, not 1"),
+        ({"model": "inception_v3"}, "InceptionV3 does not take images of 8x8"),
+        ({"model": "resnet18_mfd", "pretrained": True}, "'resnet18_mfd' has no published weights"),
         ({"weight_decay": -1.0}, "--weight-decay must be"),
         ({"ema_decay": 1.0}, "--ema-decay must be in [0, 1), not 1.0"),
         ({"milestones": (5, 3)}, "--milestones must be increasing epochs above 0, not 5 3"),
@@ -166,6 +237,7 @@ def test_an_undecodable_image_is_named_from_a_decoding_process(folder_dataset):
     broken = folder_dataset / "train" / "bee" / "5.png"
     broken.write_bytes(b"no image")
     result = launch(
+        "--loader", "workers",
         "--dataset", "folder", "--data-dir", folder_dataset, "--model", "test_resnet", "--batch-size", 24,
         "--output-dir", "run", "--workers", 2,
     )  # fmt: skip
@@ -173,16 +245,48 @@ def test_an_undecodable_image_is_named_from_a_decoding_process(folder_dataset):
     assert f"train.py: error: cannot decode {broken}: not an image" in result.stderr.splitlines()
 
 
-def test_two_processes_train_as_one_run(folder_dataset):
+def test_an_undecodable_held_out_image_is_named_before_anything_is_written(folder_dataset):
+    (folder_dataset / "val" / "bee" / "2.png").write_bytes(b"no image")
+    for loader in ("workers", "resident"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        with pytest.raises(SystemExit, match=r"cannot decode .*val/bee/2.png: not an image"):
+            run(dataset="folder", data_dir=str(folder_dataset), loader=loader)
+        assert not Path("run").exists()
+
+
+def test_two_processes_give_the_weights_of_one_with_the_same_batches(folder_dataset):
+    """test_convnext has no batch norm, whose statistics are those of each process."""
+    weights, summaries = [], []
+    for processes in (1, 2):
+        result = launch(
+            "--dataset", "folder", "--data-dir", folder_dataset, "--model", "test_convnext", "--epochs", 2,
+            "--batch-size", 8, "--lr", 0.05, "--ema-decay", 0.5, "--output-dir", f"run{processes}", "--workers", 0,
+            "--image-size", 64, processes=processes,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        summaries.append(json.loads(Path(f"run{processes}/summary.json").read_text()))
+        weights.append(timm.create_model(f"local-dir:run{processes}/model", pretrained=True).state_dict())
+    assert summaries[1]["device"].startswith("2 x cpu")
+    assert summaries[0]["count"] == summaries[1]["count"] == 12
+    torch.manual_seed(0)
+    train.set_seed(0)
+    start = timm.create_model("test_convnext", num_classes=3).state_dict()
+    for key, value in weights[0].items():
+        moved = (value - start[key]).norm()
+        assert (weights[1][key] - value).norm() <= 1e-3 * moved + 1e-6, key
+
+
+def test_the_reported_accuracy_is_that_of_the_saved_model_with_two_processes(tmp_path):
     result = launch(
-        "--dataset", "folder", "--data-dir", folder_dataset, "--model", "test_resnet", "--epochs", 1, "--batch-size", 8,
-        "--output-dir", "run", "--workers", 0, processes=2,
-    )  # fmt: skip
+        "--model", "test_resnet", "--epochs", 2, "--batch-size", 32, "--output-dir", "run", "--lr", 0.05, processes=2
+    )
     assert result.returncode == 0, result.stderr
     summary = json.loads(Path("run/summary.json").read_text())
-    assert summary["count"] == 12
-    assert summary["device"].startswith("2 x cpu")
-    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 1
+    model = timm.create_model("local-dir:run/model", pretrained=True).eval().to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        loader = train.EvalLoader(train.load_dataset("digits"), 256, device=torch.device("cpu"))
+        hits = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in loader)
+    assert summary["top1"] == pytest.approx(100 * hits / 360)
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Multi-stage feature decorrelation (MFD) for every image classifier in timm."""
 
+from importlib.metadata import version as _version
+
 from .decorrelation import MFDLoss as MFDLoss
 from .decorrelation import MFDOutput as MFDOutput
 from .decorrelation import channel_correlation as channel_correlation
@@ -10,3 +12,5 @@ from .models import list_models as list_models
 from .stages import StageOutput as StageOutput
 from .stages import forward_stages as forward_stages
 from .task import MFDClassificationTask as MFDClassificationTask
+
+__version__ = _version("timm_mfd")

@@ -171,8 +171,11 @@ def _inverse_norm(squared_norm: Tensor, mean: Tensor, count: Tensor | float) -> 
     """Return 1 / |y| for each channel, 0 where the channel is constant."""
     info = torch.finfo(squared_norm.dtype)
     mean_square = mean.square() if mean.ndim == 1 else mean.square().mean(0)
-    # A constant is left with the rounding of its mean; squares below tiny / eps underflow.
-    varies = squared_norm > count * (mean_square * (16 * info.eps) ** 2).clamp_min(info.tiny / info.eps)
+    variance = squared_norm / count
+    # A constant is left with the rounding of its mean. A channel a million times weaker than the strongest one carries
+    # nothing, but its gradient, which grows as 1 / std, would be noise of any size. Squares below tiny underflow.
+    floor = torch.maximum(mean_square * (16 * info.eps) ** 2, variance.max() * 1e-12).clamp_min(info.tiny / info.eps)
+    varies = variance > floor
     return torch.where(varies, squared_norm, torch.inf).rsqrt()
 
 

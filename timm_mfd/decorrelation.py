@@ -30,7 +30,8 @@ def channel_correlation(x: Tensor, center: Center = "channel") -> Tensor:
 
     Returns:
         Symmetric matrix `[C, C]` in [-1, 1] with ones on its diagonal. A constant channel has correlation 0 with every
-        channel, itself included.
+        channel, itself included. Constant is what varies by less than its own rounding, or less than a millionth of the
+        channel that varies most.
 
     Raises:
         ValueError: If `x` is not 4-D and floating, or has fewer than 2 samples, or `center` is unknown.
@@ -145,18 +146,18 @@ class MFDLoss(nn.Module):
         """
         if len(stages) == 0:
             raise ValueError("MFDLoss needs at least one stage, got none")
-        if self.weight == 0:
-            reference = stages[0]
-            return MFDOutput(
-                loss=torch.zeros((), device=reference.device),
-                per_stage=torch.full((len(stages),), math.nan, device=reference.device),
-            )
         group = self._group()
         for index, stage in enumerate(stages):
             try:
                 _check_map(stage, self.center, synced=group is not None)
             except ValueError as error:
                 raise ValueError(f"stage {index}: {error}") from None
+        if self.weight == 0:
+            reference = stages[0]
+            return MFDOutput(
+                loss=torch.zeros((), device=reference.device),
+                per_stage=torch.full((len(stages),), math.nan, device=reference.device),
+            )
         per_stage = mean_squared_correlations(stages, Scope(self.center, self.max_samples, group))
         return MFDOutput(loss=self.weight * per_stage.sum(), per_stage=per_stage)
 

@@ -12,13 +12,16 @@ from matplotlib.ticker import MaxNLocator
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> Path:
+def training_curves(
+    metrics: Sequence[Mapping[str, Any]], path: str | Path, title: str, stages: Sequence[int] | None = None
+) -> Path:
     """Draw accuracy, loss parts and decorrelation loss per stage over the epochs.
 
     Args:
         metrics: Lines of `metrics.jsonl`, one per epoch.
         path: Where to write; the ending chooses the format (png, svg, pdf).
         title: What was trained on which data.
+        stages: Indices of the stages behind `mfd_per_stage`. Default: 0, 1, ...
 
     Returns:
         The path.
@@ -37,11 +40,12 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path, titl
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12)
-    accuracy, loss, stages = figure.subplots(1, 3)
+    accuracy, loss, correlation = figure.subplots(1, 3)
 
     for key, label, colour in (("top1", "top-1", COLOURS[0]), ("top5", "top-5", COLOURS[5])):
         accuracy.plot(epochs, [line[key] for line in metrics], marker=marker, ms=3, color=colour, label=label)
     accuracy.set(title="Held-out accuracy", ylabel="%")
+    accuracy.margins(y=0.12)
     accuracy.annotate(
         f"{metrics[-1]['top1']:.2f}",
         (epochs[-1], metrics[-1]["top1"]),
@@ -60,15 +64,18 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path, titl
     loss.set(title="Training loss", yscale="log")
     per_stage = [line["mfd_per_stage"] for line in metrics]
     if per_stage[-1][0] is None:
-        stages.text(0.5, 0.5, "not computed\n(MFD weight 0)", ha="center", va="center", transform=stages.transAxes)
+        figure.delaxes(correlation)  # MFD weight 0: nothing was computed
     else:
-        for stage, values in enumerate(zip(*per_stage, strict=True)):
-            colour = COLOURS[stage % len(COLOURS)]
-            stages.plot(epochs, values, marker=marker, ms=3, color=colour, label=f"stage {stage}")
-        stages.set_ylim(bottom=0)
-    stages.set(title="Mean squared correlation (Eq. 5)")
-    for axes in (accuracy, loss, stages):
+        for number, values in enumerate(zip(*per_stage, strict=True)):
+            colour = COLOURS[number % len(COLOURS)]
+            stage = number if stages is None else stages[number]
+            correlation.plot(epochs, values, marker=marker, ms=3, color=colour, label=f"stage {stage}")
+        correlation.set_ylim(bottom=0)
+    correlation.set(title="Mean squared correlation (Eq. 5)")
+    for axes in figure.axes:
         axes.set(xlabel="epoch")
+        if len(epochs) == 1:
+            axes.set_xlim(0, 2)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

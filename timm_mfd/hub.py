@@ -1,5 +1,6 @@
 """Export folders: weights, configuration and model card, as timm and the Hugging Face Hub read them."""
 
+import os
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -21,6 +22,7 @@ def save_pretrained(
     image_size: tuple[int, int] | None = None,
     dataset: str | None = None,
     top1: float | None = None,
+    mfd_weight: float | None = None,
     summary: str = "",
 ) -> Path:
     """Write `model.safetensors`, timm's `config.json` and `README.md` (the model card) into a folder.
@@ -36,6 +38,7 @@ def save_pretrained(
         image_size: `(H, W)` of the images.
         dataset: Name of the data set, for the card.
         top1: Top-1 accuracy in percent, for the card.
+        mfd_weight: The balance factor it was trained with, for the card.
         summary: A paragraph for the card.
 
     Returns:
@@ -57,9 +60,9 @@ def save_pretrained(
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{str(folder)!r} is not empty; choose a new folder for the model")
     copy = deepcopy(plain).cpu().to(memory_format=torch.contiguous_format)
-    preprocessing: dict[str, object] = {"crop_pct": 1.0}
-    if image_size is not None:
-        preprocessing["input_size"] = (plain.in_chans, *image_size)
+    preprocessing: dict[str, object] = {}
+    if image_size is not None:  # the size as it is: nothing is cropped off a test image
+        preprocessing |= {"input_size": (plain.in_chans, *image_size), "crop_pct": 1.0}
     if mean is not None:
         preprocessing["mean"] = tuple(mean)
     if std is not None:
@@ -67,21 +70,28 @@ def save_pretrained(
     save_for_hf(
         copy,
         str(folder),
-        model_config={"label_names": list(label_names)} if label_names is not None else None,
+        model_config={
+            # The tag of the default weights says nothing about these.
+            "pretrained_cfg": {"tag": ""},
+            **({"label_names": list(label_names)} if label_names is not None else {}),
+        },
         safe_serialization=True,
         data_config=preprocessing,
     )
+    os.chmod(folder / "model.safetensors", (folder / "config.json").stat().st_mode & 0o777)  # was for the owner alone
     architecture = plain.pretrained_cfg["architecture"]
-    _card(architecture, dataset, top1, summary).save(folder / "README.md")
+    _card(architecture, dataset, top1, mfd_weight, summary).save(folder / "README.md")
     return folder
 
 
-def _card(architecture: str, dataset: str | None, top1: float | None, summary: str) -> ModelCard:
+def _card(
+    architecture: str, dataset: str | None, top1: float | None, mfd_weight: float | None, summary: str
+) -> ModelCard:
     measured = dataset is not None and top1 is not None
     data = ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "timm_mfd", "mfd"],
+        tags=["image-classification", "timm", "timm_mfd", *(["mfd"] if mfd_weight else [])],
         model_name=architecture if measured else None,
         eval_results=[
             EvalResult(
@@ -95,6 +105,12 @@ def _card(architecture: str, dataset: str | None, top1: float | None, summary: s
         if measured and dataset is not None and top1 is not None
         else None,
     )
+    paper = "multi-stage feature decorrelation (MFD, https://arxiv.org/abs/2308.12880)"
+    method = ""
+    if mfd_weight is not None:
+        method = (
+            f" trained with {paper} of weight {mfd_weight:g}" if mfd_weight else f" trained without {paper}: a baseline"
+        )
     result = f"\nTop-1 on the held-out images of {dataset}: {top1:.2f} %.\n" if measured else ""
     return ModelCard(
         f"""---
@@ -103,7 +119,7 @@ def _card(architecture: str, dataset: str | None, top1: float | None, summary: s
 
 # {architecture}
 
-A timm image classifier, trained with multi-stage feature decorrelation (MFD, https://arxiv.org/abs/2308.12880).
+A timm image classifier{method}.
 {summary}
 {result}
 ## Usage

@@ -29,42 +29,67 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
         # An error from a decoding process carries that process's traceback before its own message.
         message = str(error).rsplit("ImageDecodeError: ", 1)[-1].strip()
         sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
+    except KeyboardInterrupt:
+        sys.exit(f"\n{Path(sys.argv[0]).name}: interrupted")
 
 
-def new_run_dir(output_dir: str | None, name: str) -> Path:
-    """Choose the folder of a run; never one that holds something.
+def check_run_dir(output_dir: str | None) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        FileExistsError: If `output_dir` exists and is not an empty folder.
+    """
+    if output_dir is None or not (run_dir := Path(output_dir)).exists():
+        return
+    if not run_dir.is_dir() or any(run_dir.iterdir()):
+        holds = "holds another run" if (run_dir / "args.json").exists() else "is not an empty folder"
+        raise FileExistsError(f"--output-dir {run_dir} {holds}; nothing was changed, choose a new folder")
+
+
+def claim_run_dir(output_dir: str | None, name: str, args: dict[str, Any]) -> Path:
+    """Make the folder of a run and write `args.json` into it, so that no two runs share a folder.
 
     Args:
         output_dir: The user's choice, if any.
         name: What the run is, for a default under `runs/` with the time in its name.
+        args: Content of `args.json`.
 
     Returns:
-        A path that does not exist yet or is an empty folder.
+        The folder.
 
     Raises:
-        FileExistsError: If `output_dir` holds something.
+        FileExistsError: If `output_dir` holds something, or another run claimed it just now.
     """
+    check_run_dir(output_dir)
     if output_dir is None:
         safe = "".join(char if char.isalnum() or char in "._-" else "-" for char in name)
-        return Path("runs") / f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = Path(output_dir)
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        holds = "holds another run" if (run_dir / "args.json").exists() else "is not an empty folder"
-        raise FileExistsError(f"--output-dir {run_dir} {holds}; nothing was changed, choose a new folder")
+        wanted = f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}"
+        for suffix in ("", *(f"-{number}" for number in range(1, 1000))):
+            run_dir = Path("runs") / (wanted + suffix)
+            try:
+                run_dir.mkdir(parents=True)
+                break
+            except FileExistsError:
+                continue
+    else:
+        run_dir = Path(output_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "args.json").open("x") as file:  # fails if another process was faster
+        file.write(to_json(args))
     return run_dir
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a readable JSON file."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
+def to_json(content: Any, indent: int | None = 2) -> str:
+    """Format as JSON that every reader accepts; NaN and infinity are errors."""
+    return json.dumps(content, indent=indent, allow_nan=False) + "\n"
 
 
-def use_idle_cores(processes: int) -> None:
-    """Undo the single thread that `accelerate launch` and torchrun give a process unless told otherwise.
+def use_idle_cores() -> None:
+    """Undo the single thread that `accelerate launch` and torchrun give a process.
 
-    Args:
-        processes: Training processes on this machine.
+    A number other than 1 in OMP_NUM_THREADS is the user's and is kept.
     """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

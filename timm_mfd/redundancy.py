@@ -31,7 +31,8 @@ class ChannelMoments:
         Args:
             x: Feature map `[B, C, H, W]`; every pixel of every image is a sample.
         """
-        samples = x.detach().permute(0, 2, 3, 1).flatten(0, 2).double()
+        x = x.detach().cpu() if x.device.type == "mps" else x.detach()  # which has no float64
+        samples = x.permute(0, 2, 3, 1).flatten(0, 2).double()
         if self._origin is None:
             # One sample of each channel is the origin: constant channels sum to exactly 0, a large mean is harmless.
             self._origin = samples[0].clone()

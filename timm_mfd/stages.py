@@ -158,6 +158,9 @@ def stage_shapes(
     Returns:
         `(stage, shape [B, C, H, W])` for each stage.
 
+    Raises:
+        ValueError: If the model does not take images of this size, or an index is out of range.
+
     Example:
         >>> stage_shapes(model, torch.zeros(1, 3, 32, 32))[0][1]
         torch.Size([1, 64, 16, 16])
@@ -166,6 +169,9 @@ def stage_shapes(
     model.eval()
     try:
         stages = forward_stages(model, images, indices).stages
+    except (AssertionError, RuntimeError) as error:
+        size = f"{images.shape[2]}x{images.shape[3]}"
+        raise ValueError(f"{type(model).__name__} does not take images of {size}: {error}") from None
     finally:
         model.train(was_training)
     return list(zip(stage_info(model, indices), (stage.shape for stage in stages), strict=True))

@@ -9,7 +9,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from .decorrelation import MFDLoss
-from .stages import forward_stages
+from .stages import forward_stages, stage_info
 
 
 class StagedModel(nn.Module):
@@ -58,7 +58,7 @@ class MFDClassificationTask(ClassificationTask):
 
     Raises:
         TypeError: If `model` is not a timm model.
-        ValueError: If `model` has no classifier.
+        ValueError: If `model` has no classifier or a stage index is out of range.
 
     Example:
         >>> task = MFDClassificationTask(model, nn.CrossEntropyLoss(), MFDLoss(weight=1.0))
@@ -79,6 +79,7 @@ class MFDClassificationTask(ClassificationTask):
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ):
+        stage_info(model, stage_indices)  # refuses what has no stages, or not these
         if getattr(model, "num_classes", 0) == 0:
             raise ValueError(f"{type(model).__name__} has no classifier; build it with num_classes >= 1")
         criterion = nn.CrossEntropyLoss() if criterion is None else criterion
@@ -89,6 +90,10 @@ class MFDClassificationTask(ClassificationTask):
     def model(self) -> Any:
         """The plain timm model, without any wrapper."""
         return unwrap_model(self.trainable_module).model
+
+    def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Create the moving average of the weights; DDP is not to wait for gradients of it."""
+        return super().setup_ema(*args, **kwargs).requires_grad_(False)
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """Return the plain timm model, or its moving average, so that saved keys are the model's own."""
@@ -116,7 +121,7 @@ class MFDClassificationTask(ClassificationTask):
         Raises:
             ValueError: If a class index on the CPU is outside the classes (on a GPU, looking would stall the device).
         """
-        _check_labels(target, self.model.num_classes)
+        _check_labels(target, self.model.num_classes, getattr(self.criterion, "ignore_index", None))
         logits, stages = self.trainable_module(input)
         criterion_loss = self.criterion(logits, target)
         mfd = self.mfd(stages)
@@ -129,12 +134,13 @@ class MFDClassificationTask(ClassificationTask):
         }
 
 
-def _check_labels(target: Tensor, num_classes: int) -> None:
-    indices = target.device.type == "cpu" and target.ndim == 1 and not target.is_floating_point()
-    if (
-        indices
-        and not torch.compiler.is_compiling()
-        and target.numel()
-        and (highest := int(target.max())) >= num_classes
-    ):
-        raise ValueError(f"label {highest} is outside the model's {num_classes} classes (0 to {num_classes - 1})")
+def _check_labels(target: Tensor, num_classes: int, ignored: int | None) -> None:
+    if target.device.type != "cpu" or target.ndim != 1 or target.is_floating_point() or torch.compiler.is_compiling():
+        return
+    inside = (target >= 0) & (target < num_classes)
+    if ignored is not None:
+        inside |= target == ignored
+    if len(outside := target[~inside]):
+        raise ValueError(
+            f"label {int(outside[0])} is outside the model's {num_classes} classes (0 to {num_classes - 1})"
+        )

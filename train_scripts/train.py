@@ -5,26 +5,28 @@ accelerate launch train_scripts/train.py --dataset tiny_imagenet --data-dir DIR 
 """
 
 import importlib.util
-import json
+import math
+import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from timm_mfd import MFDClassificationTask, MFDLoss, create_model, list_models, save_pretrained
+from timm_mfd import MFDClassificationTask, MFDLoss, create_model, save_pretrained
 from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, TrainLoader, load_dataset, place
 from timm_mfd.figures import training_curves
-from timm_mfd.launch import new_run_dir, one_line_errors, use_idle_cores, write_json
-from timm_mfd.models import paper_stem
+from timm_mfd.launch import check_run_dir, claim_run_dir, one_line_errors, to_json, use_idle_cores
+from timm_mfd.models import arguments_for
 from timm_mfd.redundancy import mean_abs_correlation
 from timm_mfd.stages import stage_shapes
+from timm_mfd.tables import correlation_table, stage_table
 
 CORRELATION_IMAGES = 1000  # held-out images behind the correlations before and after training
 
@@ -49,6 +51,8 @@ class Args:
     """Balance factor lambda of Eq. 7; 0 is the baseline without MFD."""
     mfd_center: Literal["channel", "position"] = "channel"
     """The mean in Eq. 6: one number per channel, or one map per channel."""
+    mfd_max_samples: int | None = None
+    """Use only so many positions per stage and process for MFD: cheaper and noisier. Default: all."""
     stages: tuple[int, ...] | None = None
     """Stages to constrain, by their index in the stage table. Default: all of them."""
     epochs: int = 20
@@ -87,53 +91,51 @@ def main(args: Args) -> None:
     started = time.time()
 
     # 1. Everything that can be wrong with the arguments is found before anything is written.
-    with one_line_errors(ValueError, TypeError, OSError):
-        check(args)
+    with one_line_errors(ValueError, OSError):
+        args = checked(args)
+        check_run_dir(args.output_dir)
         data = load_dataset(args.dataset, args.data_dir, args.image_size)
-        run_dir = new_run_dir(args.output_dir, f"{args.model}-{args.dataset}-mfd{args.mfd_weight:g}-seed{args.seed}")
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else torchrun's processes on a CPU would not find each other
             mixed_precision=args.mixed_precision,
             log_with=None if args.tracker == "none" else args.tracker,
-            project_dir=str(run_dir),
+            project_dir=args.output_dir or "runs",
         )
-        device, main_process = accelerator.device, accelerator.is_main_process
+        device, processes, main_process = accelerator.device, accelerator.num_processes, accelerator.is_main_process
         if device.type == "cpu":
-            use_idle_cores(accelerator.num_processes)
-        with accelerator.local_main_process_first():  # the others read the cache that the first one wrote
-            data = place(
-                data,
-                args.loader,
-                device,
-                workers=args.workers,
-                processes=accelerator.num_processes,
-                cache_dir=args.cache_dir,
-                quiet=not accelerator.is_local_main_process,
+            use_idle_cores()
+        if args.batch_size < 2 * processes:
+            raise ValueError(
+                f"--batch-size {args.batch_size} leaves fewer than 2 images to each of {processes} processes"
             )
-        shard = {"rank": accelerator.process_index, "processes": accelerator.num_processes}
-        train_loader = TrainLoader(data, args.batch_size, seed=args.seed, device=device, workers=args.workers, **shard)
-        test_loader = EvalLoader(data, 256, device=device, workers=args.workers, **shard)
 
         # 2. A plain timm model inside one task. Every process starts from the same weights.
         set_seed(args.seed)
-        kwargs: dict[str, Any] = {"num_classes": data.num_classes}
-        if args.model in list_models() or args.stem != "auto":
-            kwargs["stem"] = paper_stem(args.model, max(data.image_size)) if args.stem == "auto" else args.stem
-        model = create_model(args.model, args.pretrained, **kwargs)
+        kwargs = arguments_for(args.model, data.image_size, None if args.stem == "auto" else args.stem)
+        args = replace(args, stem=kwargs.get("stem", "auto"))
+        model = create_model(args.model, args.pretrained, num_classes=data.num_classes, **kwargs)
         model = model.to(device, memory_format=torch.channels_last)
-        mfd = MFDLoss(args.mfd_weight, center=args.mfd_center)
+        mfd = MFDLoss(args.mfd_weight, center=args.mfd_center, max_samples=args.mfd_max_samples)
         task = MFDClassificationTask(
             model, nn.CrossEntropyLoss(), mfd, stage_indices=args.stages, device=device, verbose=False
         )
-        table = stage_table(model, data, args.batch_size // accelerator.num_processes, args.stages)
+        shapes = stage_shapes(model, torch.zeros(1, 3, *data.image_size, device=device), args.stages)
 
-    if main_process:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(run_dir / "args.json", asdict(args))
-    kind = f"{accelerator.num_processes} x {device.type}, {torch.get_num_threads()} threads"
+        with accelerator.local_main_process_first():  # the others read the cache that the first one wrote
+            quiet = not accelerator.is_local_main_process
+            share = {"workers": args.workers, "processes": processes, "cache_dir": args.cache_dir, "quiet": quiet}
+            data = place(data, args.loader, device, **share)
+        shard = {"rank": accelerator.process_index, "processes": processes, "device": device, "workers": args.workers}
+        train_loader = TrainLoader(data, args.batch_size, seed=args.seed, **shard)
+        test_loader = EvalLoader(data, 256, **shard)
+        before = stage_correlations(model, data, args) if main_process else []
+        name = f"{args.model}-{args.dataset}-mfd{args.mfd_weight:g}-seed{args.seed}"
+        run_dir = claim_run_dir(args.output_dir, name, asdict(args)) if main_process else Path()
+
+    kind = f"{processes} x {device.type}, {torch.get_num_threads()} CPU threads, precision {args.mixed_precision}"
     accelerator.print(f"{args.model} on {data.name} ({len(data.train):,} training, {len(data.test):,} held-out images)")
-    accelerator.print(f"{kind}; MFD weight {args.mfd_weight:g}; writing to {run_dir}\n\n{table}\n")
-    before = stage_correlations(model, data, args) if main_process else []
+    accelerator.print(f"{kind}; MFD weight {args.mfd_weight:g}; writing to {run_dir}\n")
+    accelerator.print(stage_table(shapes, args.batch_size // processes) + "\n")
 
     # 3. The scheduler is not prepared: Accelerate would step it once per process.
     if args.ema_decay:
@@ -141,8 +143,7 @@ def main(args: Args) -> None:
     if args.compile:
         task.compile()
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
-    milestones = args.milestones or tuple(max(1, round(args.epochs * part)) for part in (0.3, 0.6, 0.9))
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, args.milestones, gamma=0.1)
     prepared_task, optimizer = accelerator.prepare(task, optimizer)
     if args.tracker != "none":
         accelerator.init_trackers("timm_mfd", config={key: str(value) for key, value in asdict(args).items()})
@@ -151,46 +152,47 @@ def main(args: Args) -> None:
     metrics: list[dict[str, Any]] = []
     images = args.epochs * len(train_loader) * args.batch_size
     with (
-        one_line_errors(ImageDecodeError, OSError),
+        one_line_errors(ImageDecodeError, FloatingPointError, OSError),
         tqdm(total=images, unit="img", unit_scale=True, smoothing=0.05, disable=None if main_process else True) as bar,
     ):
         for epoch in range(args.epochs):
             losses, seconds = train_epoch(prepared_task, task, train_loader, optimizer, accelerator, epoch, bar)
+            if not math.isfinite(losses["loss"]):
+                raise FloatingPointError(f"the loss is {losses['loss']} in epoch {epoch + 1}; try a lower --lr")
             top1, top5, count = evaluate(task.get_eval_model(ema=bool(args.ema_decay)), test_loader, accelerator)
-            line = {
-                "epoch": epoch + 1,
-                "top1": top1,
-                "top5": top5,
-                **losses,
-                "lr": scheduler.get_last_lr()[0],
-                "images_per_second": round(len(train_loader) * args.batch_size / seconds, 1),
-            }
+            speed = round(len(train_loader) * args.batch_size / seconds, 1)
+            line = {"epoch": epoch + 1, "top1": top1, "top5": top5, **losses}
+            line |= {"lr": scheduler.get_last_lr()[0], "images_per_second": speed}
             scheduler.step()
             metrics.append(line)
             if main_process:
                 with (run_dir / "metrics.jsonl").open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(to_json(line, indent=None))
                 tqdm.write(
                     f"epoch {epoch + 1:>3}/{args.epochs}  top-1 {top1:6.2f}  top-5 {top5:6.2f}  "
                     f"loss {line['loss']:.4f} = {line['criterion_loss']:.4f} + MFD {line['mfd_loss']:.4f}  "
-                    f"{line['images_per_second']:,.0f} images/s"
+                    f"{speed:,.0f} images/s"
                 )
-            accelerator.log({key: value for key, value in line.items() if isinstance(value, float)}, step=epoch + 1)
+            per_stage = {f"mfd_stage{s.index}": v for (s, _), v in zip(shapes, line["mfd_per_stage"], strict=True) if v}
+            numbers = {key: value for key, value in line.items() if isinstance(value, float)}
+            accelerator.log(numbers | per_stage, step=epoch + 1)
     accelerator.end_training()
 
     # 5. Export and report.
     if main_process:
-        with one_line_errors(ValueError, OSError):
+        with one_line_errors(OSError):
             trained = task.get_eval_model(ema=bool(args.ema_decay))
             after = stage_correlations(trained, data, args)
+            indices = [stage.index for stage, _ in shapes]
             summary = {
                 "top1": top1,
                 "top5": top5,
                 "count": count,
                 "split": data.test_split,
+                "stages": indices,
                 "mean_abs_correlation": {"before": before, "after": after},
                 "seconds": round(time.time() - started, 1),
-                "images_per_second": line["images_per_second"],
+                "images_per_second": statistics.median(line["images_per_second"] for line in metrics),
                 "device": kind,
             }
             save_pretrained(
@@ -202,13 +204,16 @@ def main(args: Args) -> None:
                 image_size=data.image_size,
                 dataset=data.name,
                 top1=top1,
-                summary=f"Trained for {args.epochs} epochs with MFD weight {args.mfd_weight:g}, seed {args.seed}.",
+                mfd_weight=args.mfd_weight,
+                summary=f"Trained for {args.epochs} epochs with seed {args.seed}.",
             )
-            training_curves(
-                metrics, run_dir / "curves.png", f"{args.model} on {data.name}, MFD weight {args.mfd_weight:g}"
-            )
-            write_json(run_dir / "summary.json", summary)
-        print(report(summary, run_dir))
+            title = f"{args.model} on {data.name}, MFD weight {args.mfd_weight:g}, seed {args.seed}"
+            training_curves(metrics, run_dir / "curves.png", title, indices)
+            (run_dir / "summary.json").write_text(to_json(summary))
+        print("\n" + correlation_table(indices, before, after, min(CORRELATION_IMAGES, count)))
+        print(f"\ntop-1 {top1:.2f} %, top-5 {top5:.2f} %, {count:,} images")
+        print(f"{summary['seconds']:.0f} seconds; the model is in {run_dir / 'model'}\n\nimport timm\nimport timm_mfd")
+        print(f'model = timm.create_model("local-dir:{run_dir / "model"}", pretrained=True).eval()')
 
 
 def train_epoch(
@@ -241,8 +246,8 @@ def train_epoch(
             bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f} = {criterion:.3f} + MFD {mfd:.4f}", refresh=False)
     means = accelerator.reduce(totals / len(loader), "mean").tolist()
     losses = dict(zip(("loss", "criterion_loss", "mfd_loss"), means, strict=False))
-    # NaN stands for "not computed" (MFD weight 0) and has no place in JSON.
-    per_stage = [None if value != value else value for value in means[3:]]
+    # NaN stands for "not computed" and has no place in JSON.
+    per_stage = [None if task.mfd.weight == 0 else value for value in means[3:]]
     return {**losses, "mfd_per_stage": per_stage}, time.time() - started
 
 
@@ -250,6 +255,9 @@ def train_epoch(
 def evaluate(model: nn.Module, loader: EvalLoader, accelerator: Accelerator) -> tuple[float, float, int]:
     """Return top-1 and top-5 in percent and the number of images, exact for any number of processes."""
     model.eval()
+    if accelerator.num_processes > 1:
+        # Batch norms have seen each process's own images; what is measured is what the main process saves.
+        broadcast(list(model.buffers()))
     counts = torch.zeros(3, dtype=torch.long, device=accelerator.device)
     for images, labels in loader:
         with accelerator.autocast():
@@ -267,57 +275,28 @@ def stage_correlations(model: nn.Module, data: ImageData, args: Args) -> list[fl
     return mean_abs_correlation(model, (images for images, _ in loader), args.stages)
 
 
-def stage_table(model: nn.Module, data: ImageData, batch_size: int, stages: tuple[int, ...] | None) -> str:
-    """Describe the stages that MFD sees: index, module, channels, size and samples of a batch."""
-    device = next(model.parameters()).device
-    rows = ["stage  module              channels  size     samples per batch"]
-    for stage, (_, _, height, width) in stage_shapes(model, torch.zeros(1, 3, *data.image_size, device=device), stages):
-        size, samples = f"{height}x{width}", batch_size * height * width
-        few = "  (fewer than channels: expect spurious correlation)" if samples < stage.channels else ""
-        rows.append(f"{stage.index:>5}  {stage.module:<18}  {stage.channels:>8}  {size:<7}  {samples:>17,}{few}")
-    return "\n".join(rows)
-
-
-def report(summary: dict[str, Any], run_dir: Path) -> str:
-    """Format the closing table and the three lines that load the model back."""
-    correlations = summary["mean_abs_correlation"]
-    rows = [f"mean |r|   before   after   ({CORRELATION_IMAGES:,} held-out images at most)"]
-    for stage, (before, after) in enumerate(zip(correlations["before"], correlations["after"], strict=True)):
-        rows.append(f"stage {stage:<3} {before:>8.3f} {after:>7.3f}")
-    model = run_dir / "model"
-    return "\n".join(
-        [
-            "",
-            *rows,
-            "",
-            f"top-1 {summary['top1']:.2f} %, top-5 {summary['top5']:.2f} %, {summary['count']:,} images",
-            f"{summary['seconds']:.0f} seconds; the model is in {model}",
-            "",
-            "import timm",
-            "import timm_mfd",
-            f'model = timm.create_model("local-dir:{model}", pretrained=True).eval()',
-        ]
-    )
-
-
-def check(args: Args) -> None:
-    """Refuse hyper-parameters that cannot train."""
-    if args.epochs < 1:
-        raise ValueError(f"--epochs must be at least 1, not {args.epochs}")
-    if not 0 < args.lr < float("inf"):
-        raise ValueError(f"--lr must be a finite number above 0, not {args.lr}")
-    if not 0 <= args.weight_decay < float("inf"):
-        raise ValueError(f"--weight-decay must be a finite number >= 0, not {args.weight_decay}")
+def checked(args: Args) -> Args:
+    """Refuse hyper-parameters that cannot train, and fill in the default milestones."""
+    finite = {"--lr": args.lr, "--weight-decay": args.weight_decay}
+    for flag, value in finite.items():
+        if not (math.isfinite(value) and value >= 0) or (flag == "--lr" and value == 0):
+            raise ValueError(f"{flag} must be a finite number {'above' if flag == '--lr' else 'from'} 0, not {value}")
+    least = {"--epochs": (args.epochs, 1), "--workers": (args.workers, 0), "--batch-size": (args.batch_size, 2)}
+    least["--image-size"] = (1 if args.image_size is None else args.image_size, 1)
+    for flag, (number, minimum) in least.items():
+        if number < minimum:
+            raise ValueError(f"{flag} must be at least {minimum}, not {number}")
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"--seed must be in [0, 2^32), not {args.seed}")
     if not 0 <= args.ema_decay < 1:
         raise ValueError(f"--ema-decay must be in [0, 1), not {args.ema_decay}")
-    if args.workers < 0:
-        raise ValueError(f"--workers must be at least 0, not {args.workers}")
-    if args.image_size is not None and args.image_size < 1:
-        raise ValueError(f"--image-size must be at least 1, not {args.image_size}")
-    if args.milestones is not None and list(args.milestones) != sorted({m for m in args.milestones if m > 0}):
-        raise ValueError(f"--milestones must be increasing epochs above 0, not {' '.join(map(str, args.milestones))}")
     if args.tracker != "none" and importlib.util.find_spec(args.tracker) is None:
         raise ValueError(f"--tracker {args.tracker} is not installed; pip install {args.tracker}")
+    if args.milestones is None:
+        return replace(args, milestones=tuple(sorted({max(1, round(args.epochs * part)) for part in (0.3, 0.6, 0.9)})))
+    if list(args.milestones) != sorted({epoch for epoch in args.milestones if epoch > 0}):
+        raise ValueError(f"--milestones must be increasing epochs above 0, not {' '.join(map(str, args.milestones))}")
+    return args
 
 
 if __name__ == "__main__":

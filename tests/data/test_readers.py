@@ -176,6 +176,7 @@ def test_a_wrong_folder_layout_says_what_is_expected_and_found(folder_dataset, c
         ("mnist!", {}, "choose one of digits, cifar10, cifar100, tiny_imagenet, folder"),
         ("cifar10", {}, r"needs a data directory \(--data-dir\)"),
         ("tiny_imagenet", {"data_dir": "/no/such"}, "'/no/such' does not exist"),
+        ("digits", {"data_dir": "images"}, "'digits' is built in and does not read 'images'"),
         ("digits", {"image_size": 32}, "image size 32 applies to the dataset 'folder' only"),
     ],
 )
@@ -188,6 +189,12 @@ def test_a_folder_without_cifar_says_what_is_there(tmp_path):
     (tmp_path / "something").mkdir()
     with pytest.raises(ValueError, match=r"cifar-100-python/ of the official archive .* found something/"):
         load_dataset("cifar100", tmp_path)
+
+
+def test_a_class_without_held_out_images_is_mentioned(folder_dataset):
+    shutil.rmtree(folder_dataset / "val" / "bee")
+    with pytest.warns(UserWarning, match="no class folder 'bee' in val/"):
+        assert load_dataset("folder", folder_dataset).num_classes == 3
 
 
 def test_labels_outside_the_classes_and_empty_splits_are_refused():

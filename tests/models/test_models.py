@@ -7,7 +7,7 @@ from timm.models import get_model_args
 from timm.models.resnet import ResNet
 
 import timm_mfd
-from timm_mfd.models import paper_stem
+from timm_mfd.models import arguments_for, paper_stem
 
 NAMES = ("resnet18_mfd", "resnet50_mfd", "mobilenetv2_100_mfd")
 SIDES = {"imagenet": [16, 8, 4, 2, 1], "small": [32, 16, 8, 4, 2], "cifar": [32, 32, 16, 8, 4]}
@@ -78,7 +78,10 @@ def test_stems_of_the_paper(name, side, stem):
         ("zzzz", {}, r"unknown model 'zzzz'; see timm_mfd.list_models\(\)"),
         ("resnet50_mfd", {"stem": "cifr"}, "unknown stem 'cifr'; choose one of imagenet, small, cifar"),
         ("resnet50", {"stem": "cifar"}, "'resnet50' takes no stem; models with a stem: mobilenetv2_100_mfd"),
-        ("local-dir:/no/such", {"pretrained": True}, "no saved model in '/no/such': config.json is missing"),
+        ("resnet50_mfd", {"pretrained": True}, "'resnet50_mfd' has no published weights"),
+        ("resnet50_mfd.nope", {}, "'resnet50_mfd' has no tag 'nope'; it has none"),
+        ("resnet18.nope", {}, "'resnet18' has no tag 'nope'; it has resnet18.a1_in1k"),
+        ("resnet50_mfd", {"stem": "cifar", "stem_type": "deep"}, "stem 'cifar' .* cannot be combined with stem_type"),
         ("hub:org/name", {}, "hub"),
         ("org/name", {}, "hf-hub:org/name"),
     ],
@@ -86,6 +89,29 @@ def test_stems_of_the_paper(name, side, stem):
 def test_wrong_names_are_named_with_a_remedy(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         timm_mfd.create_model(name, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [({}, "config.json and model.safetensors missing"), ({"config.json": "{}"}, "model.safetensors missing"),
+     ({"config.json": "{", "model.safetensors": ""}, "config.json' is not a model configuration"),
+     ({"config.json": '{"architecture": "no_net"}', "model.safetensors": ""}, "unknown architecture: 'no_net'")],
+)  # fmt: skip
+def test_a_damaged_export_folder_is_named(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        timm_mfd.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stem", "expected"),
+    [("resnet50_mfd", (32, 32), None, {"stem": "cifar"}), ("resnet50_mfd.tag", (64, 64), None, {"stem": "small"}),
+     ("resnet50_mfd", (32, 32), "small", {"stem": "small"}), ("resnet50", (32, 32), None, {}),
+     ("vit_tiny_patch16_224", (64, 64), None, {"img_size": (64, 64)}), ("local-dir:/x", (64, 64), None, {})],
+)  # fmt: skip
+def test_arguments_that_fit_a_model_to_the_images(name, size, stem, expected):
+    assert arguments_for(name, size, stem) == expected
 
 
 def test_resnet_class_is_timms():

@@ -1,6 +1,7 @@
 """One function per data set: official layouts in, `ImageData` out."""
 
 import os
+import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,6 +37,8 @@ def load_dataset(name: str, data_dir: str | Path | None = None, image_size: int 
     if image_size is not None and name != "folder":
         raise ValueError(f"image size {image_size} applies to the dataset 'folder' only; {name!r} has its own")
     if name == "digits":
+        if data_dir is not None:
+            raise ValueError(f"dataset 'digits' is built in and does not read {str(data_dir)!r}; choose a --dataset")
         return _digits()
     if data_dir is None:
         raise ValueError(f"dataset {name!r} needs a data directory (--data-dir)")
@@ -151,6 +154,8 @@ def _folder(root: Path, image_size: int | None = None) -> ImageData:
     try:
         classes, index = find_classes(str(root / "train"))
         held_out, _ = find_classes(str(root / test_split))
+        if missing := sorted(set(classes) - set(held_out)):
+            warnings.warn(f"folder: no class folder {missing[0]!r} in {test_split}/; it is not evaluated", stacklevel=2)
         if unknown := sorted(set(held_out) - set(classes)):
             raise ValueError(f"folder: class {unknown[0]!r} is in {test_split}/ but not in train/")
         train = make_dataset(str(root / "train"), index, extensions=IMG_EXTENSIONS)

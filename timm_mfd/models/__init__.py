@@ -5,6 +5,7 @@ Importing this package makes the `*_mfd` names known to `timm.create_model`, `ti
 
 from . import mobilenetv2_mfd as mobilenetv2_mfd
 from . import resnet_mfd as resnet_mfd
+from ._factory import arguments_for as arguments_for
 from ._factory import create_model as create_model
 from ._factory import list_models as list_models
 from ._stem import Stem as Stem

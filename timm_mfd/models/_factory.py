@@ -1,13 +1,16 @@
 """`create_model` and `list_models`: timm's factory, with errors that tell what to do."""
 
 import fnmatch
+import json
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import is_model, parse_model_name, split_model_name_tag
+from timm.models import get_pretrained_cfg, is_model, parse_model_name, split_model_name_tag
 from torch import nn
+
+from ._stem import Stem, paper_stem
 
 
 def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -31,14 +34,46 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     """
     source, model_id = parse_model_name(name)
     if source is None:
-        arch, _ = split_model_name_tag(model_id)
+        arch, tag = split_model_name_tag(model_id)
         if not is_model(arch):
             raise ValueError(f"unknown model {arch!r}; {_suggestion(arch, timm.list_models())}")
+        if tag and model_id not in timm.list_models(f"{arch}.*", include_tags=True):
+            known = [name for name in timm.list_models(f"{arch}.*", include_tags=True) if "." in name]
+            raise ValueError(f"{arch!r} has no tag {tag!r}; it has {', '.join(known) or 'none'}")
         if kwargs.get("stem") is not None and arch not in _mfd_names():
             raise ValueError(f"{arch!r} takes no stem; models with a stem: {', '.join(_mfd_names())}")
-    elif source == "local-dir" and not (Path(model_id) / "config.json").is_file():
-        raise ValueError(f"no saved model in {model_id!r}: config.json is missing")
+        if pretrained and not kwargs.get("pretrained_cfg") and not timm.is_model_pretrained(model_id):
+            raise ValueError(f"{model_id!r} has no published weights; leave out pretrained and train it")
+    elif source == "local-dir":
+        _check_saved(Path(model_id), pretrained)
     return timm.create_model(name, pretrained=pretrained, **kwargs)
+
+
+def arguments_for(name: str, image_size: tuple[int, int], stem: Stem | None = None) -> dict[str, Any]:
+    """Choose the arguments of `create_model` that fit a model to the size of the images.
+
+    Args:
+        name: As for `create_model`; a saved model already has its arguments.
+        image_size: `(H, W)`.
+        stem: The stem to use. Default: the paper's choice for `*_mfd` models (Section IV).
+
+    Returns:
+        `stem` for `*_mfd` models (and wherever one was asked for), `img_size` for models that are built for one size.
+
+    Example:
+        >>> arguments_for("resnet50_mfd", (32, 32))
+        {'stem': 'cifar'}
+    """
+    source, model_id = parse_model_name(name)
+    architecture = split_model_name_tag(model_id)[0]
+    arguments: dict[str, Any] = {} if stem is None else {"stem": stem}
+    if source is None and is_model(architecture):
+        if stem is None and architecture in _mfd_names():
+            arguments["stem"] = paper_stem(architecture, max(image_size))
+        cfg = get_pretrained_cfg(architecture)
+        if cfg is not None and cfg.fixed_input_size:
+            arguments["img_size"] = image_size
+    return arguments
 
 
 def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
@@ -57,6 +92,19 @@ def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
     """
     names = timm.list_pretrained("*_mfd*") if pretrained else _mfd_names()
     return [name for name in names if fnmatch.fnmatch(name, filter)]
+
+
+def _check_saved(folder: Path, pretrained: bool) -> None:
+    needed = ["config.json", "model.safetensors"] if pretrained else ["config.json"]
+    if missing := [name for name in needed if not (folder / name).is_file()]:
+        raise ValueError(f"no saved model in {str(folder)!r}: {' and '.join(missing)} missing")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        architecture = config.get("architecture")
+    except (ValueError, AttributeError):
+        raise ValueError(f"{str(folder / 'config.json')!r} is not a model configuration") from None
+    if not is_model(str(architecture)):
+        raise ValueError(f"{str(folder / 'config.json')!r} names an unknown architecture: {architecture!r}")
 
 
 def _mfd_names() -> list[str]:

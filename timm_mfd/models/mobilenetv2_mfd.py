@@ -6,25 +6,12 @@ import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.efficientnet import EfficientNet
 
+from ._cfg import imagenet_cfg
 from ._stem import Stem, check_stem, record_reductions
 
 # The registry reads this when an entry point below is decorated, so it stands above them.
 default_cfgs = generate_default_cfgs(
-    {
-        "mobilenetv2_100_mfd": dict(
-            url="",
-            num_classes=1000,
-            input_size=(3, 224, 224),
-            pool_size=(7, 7),
-            crop_pct=0.875,
-            interpolation="bicubic",
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            first_conv="conv_stem",
-            classifier="classifier",
-            license="apache-2.0",
-        )
-    }
+    {"mobilenetv2_100_mfd": imagenet_cfg(first_conv="conv_stem", classifier="classifier")}
 )
 
 

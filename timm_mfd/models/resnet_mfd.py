@@ -7,30 +7,21 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import ResNet
 from torch import nn
 
+from ._cfg import imagenet_cfg
 from ._stem import Stem, check_stem, record_reductions
 
-_CFG = dict(
-    url="",
-    num_classes=1000,
-    input_size=(3, 224, 224),
-    pool_size=(7, 7),
-    crop_pct=0.875,
-    interpolation="bilinear",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    first_conv="conv1",
-    classifier="fc",
-    license="apache-2.0",
-)
-
 # The registry reads this when an entry point below is decorated, so it stands above them.
-default_cfgs = generate_default_cfgs({name: _CFG for name in ("resnet18_mfd", "resnet50_mfd")})
+default_cfgs = generate_default_cfgs(
+    {name: imagenet_cfg(first_conv="conv1", classifier="fc") for name in ("resnet18_mfd", "resnet50_mfd")}
+)
 
 
 def _resnet(arch: str, stem: Stem, **kwargs: Any) -> ResNet:
     check_stem(stem)
     model = timm.create_model(arch, **kwargs)
     if stem != "imagenet":
+        if not isinstance(model.conv1, nn.Conv2d):
+            raise ValueError(f"stem {stem!r} replaces the first convolution and cannot be combined with stem_type")
         # The paper: the first convolution becomes 3x3 with stride 1 (Section IV).
         old = model.conv1
         model.conv1 = nn.Conv2d(
