@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from timm_mfd.launch import claim_run_dir, one_line_errors, to_json, use_idle_cores
+from timm_mfd.launch import claim_run_dir, one_line_errors, prepare_cpu, to_json
 
 
 def test_user_errors_become_one_line_and_exit_code_one(capsys):
@@ -69,12 +69,12 @@ def test_the_launchers_single_thread_is_undone_and_a_chosen_number_is_kept(monke
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    use_idle_cores()
+    prepare_cpu()
     assert chosen == []
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    use_idle_cores()
+    prepare_cpu()
     assert chosen == [4]
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
-    use_idle_cores()
+    prepare_cpu()
     assert chosen == [4]

@@ -1,7 +1,9 @@
 """What the scripts share: errors in one line, run folders, and the cores of the machine."""
 
+import ctypes
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -84,13 +86,18 @@ def to_json(content: Any, indent: int | None = 2) -> str:
     return json.dumps(content, indent=indent, allow_nan=False) + "\n"
 
 
-def use_idle_cores() -> None:
-    """Undo the single thread that `accelerate launch` and torchrun give a process.
+def prepare_cpu() -> None:
+    """Let a training process use the CPU well: all its cores, and memory that is kept between steps.
 
-    A number other than 1 in OMP_NUM_THREADS is the user's and is kept.
+    `accelerate launch` and torchrun give a process one thread; the cores are shared out instead, unless OMP_NUM_THREADS
+    has another number. glibc returns every large tensor to the system and asks for it again, zeroed page by page, in the
+    next step; here it keeps them.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // processes))
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: keep what is freed

@@ -31,6 +31,7 @@ from torchvision import transforms
 import timm_mfd
 from timm_mfd.correlation import Scope, correlation
 from timm_mfd.data import TrainLoader, load_dataset, place
+from timm_mfd.launch import prepare_cpu
 
 PARTS = ("stages", "accuracy", "step", "memory", "pipeline", "growth")
 
@@ -47,7 +48,7 @@ class Args:
     """Backbones of the whole training step, with the cifar stem where they have one."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the network and of the maps."""
-    max_samples: int = 4096
+    max_samples: int = 2048
     """The bounded variant of MFD."""
     rounds: int = 5
     """Timings of each thing."""
@@ -60,6 +61,8 @@ class Args:
 def main(args: Args) -> None:
     """Run the chosen measurements and write them as one JSON file."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        prepare_cpu()  # as train.py does
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     results: dict[str, Any] = {
         "args": asdict(args),

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from timm_mfd import MFDClassificationTask, MFDLoss, create_model, save_pretrained
 from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, TrainLoader, load_dataset, place
 from timm_mfd.figures import training_curves
-from timm_mfd.launch import check_run_dir, claim_run_dir, one_line_errors, to_json, use_idle_cores
+from timm_mfd.launch import check_run_dir, claim_run_dir, one_line_errors, prepare_cpu, to_json
 from timm_mfd.models import arguments_for
 from timm_mfd.redundancy import mean_abs_correlation
 from timm_mfd.stages import stage_shapes
@@ -103,7 +103,7 @@ def main(args: Args) -> None:
         )
         device, processes, main_process = accelerator.device, accelerator.num_processes, accelerator.is_main_process
         if device.type == "cpu":
-            use_idle_cores()
+            prepare_cpu()
         if args.batch_size < 2 * processes:
             raise ValueError(
                 f"--batch-size {args.batch_size} leaves fewer than 2 images to each of {processes} processes"

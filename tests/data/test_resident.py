@@ -1,0 +1,134 @@
+"""Decoded images: the same pixels, decoded once, and a cache that is never believed blindly."""
+
+import errno
+import multiprocessing
+import os
+
+import pytest
+import torch
+from conftest import write_image
+from safetensors.torch import save_file
+
+from timm_mfd.data import ImageDecodeError, load_dataset, place, resident
+from timm_mfd.data.images import ArrayImages, FileImages
+
+CPU = torch.device("cpu")
+
+
+def put(root, cache, mode="resident", **kwargs):
+    return place(load_dataset("folder", root), mode, CPU, cache_dir=cache, **kwargs)
+
+
+def cached(cache):
+    return sorted(path.name for path in cache.iterdir())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resident_pixels_are_those_of_the_files(folder_dataset, tmp_path, workers):
+    data = load_dataset("folder", folder_dataset)
+    placed = put(folder_dataset, tmp_path / "cache", workers=workers)
+    for images, files in ((placed.train, data.train), (placed.test, data.test)):
+        assert isinstance(images, ArrayImages)
+        assert torch.equal(images.labels, files.labels)
+        assert torch.equal(images.pixels, torch.stack([files[i] for i in range(len(files))]))
+
+
+def test_images_are_decoded_once(folder_dataset, tmp_path, monkeypatch):
+    first = put(folder_dataset, tmp_path / "cache")
+    monkeypatch.setattr(FileImages, "__getitem__", lambda *_: pytest.fail("decoded again"))
+    assert torch.equal(put(folder_dataset, tmp_path / "cache").train.pixels, first.train.pixels)
+
+
+@pytest.mark.parametrize("change", ["content", "new file", "other size"])
+def test_changed_files_are_decoded_again(folder_dataset, tmp_path, change):
+    put(folder_dataset, tmp_path / "cache")
+    if change == "content":
+        path = folder_dataset / "train" / "ant" / "0.png"
+        write_image(path, colour=200)
+        os.utime(path, ns=(1, 1))
+    elif change == "new file":
+        write_image(folder_dataset / "train" / "ant" / "00.png", colour=200)
+    data = load_dataset("folder", folder_dataset, image_size=8 if change == "other size" else None)
+    placed = place(data, "resident", CPU, cache_dir=tmp_path / "cache")
+    assert torch.equal(placed.train.pixels, torch.stack([data.train[i] for i in range(len(data.train))]))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "foreign", "empty", "other shape"])
+def test_a_damaged_or_foreign_cache_is_refused_and_rebuilt(folder_dataset, tmp_path, damage, capsys):
+    cache = tmp_path / "cache"
+    expected = put(folder_dataset, cache)
+    names = cached(cache)
+    for name in names:
+        path = cache / name
+        if damage == "truncated":
+            path.write_bytes(path.read_bytes()[:-10])
+        elif damage in ("garbage", "empty"):
+            path.write_bytes(b"garbage" * 100 if damage == "garbage" else b"")
+        else:
+            shape = (24, 16, 16, 3) if damage == "foreign" else (1, 16, 16, 3)
+            key = resident.fingerprint(load_dataset("folder", folder_dataset).train)
+            metadata = {"fingerprint": "another" if damage == "foreign" else key}
+            save_file({"pixels": torch.zeros(shape, dtype=torch.uint8)}, path, metadata=metadata)
+    again = put(folder_dataset, cache)
+    assert torch.equal(again.train.pixels, expected.train.pixels)
+    assert "is damaged or belongs to other images; decoding again" in capsys.readouterr().err
+    put(folder_dataset, cache)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_costs_the_cache_and_nothing_else(folder_dataset, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(resident, "save_file", full)
+    placed = put(folder_dataset, tmp_path / "cache")
+    assert len(placed.train) == 24
+    assert cached(tmp_path / "cache") == []
+    assert "are not cached in" in capsys.readouterr().err
+
+
+def _build(root, cache, go):
+    go.wait()
+    put(root, cache)
+
+
+def test_two_processes_building_at_once_leave_a_whole_cache(folder_dataset, tmp_path, capsys):
+    context = multiprocessing.get_context("spawn")
+    go = context.Event()
+    builders = [context.Process(target=_build, args=(folder_dataset, tmp_path / "cache", go)) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    go.set()
+    for builder in builders:
+        builder.join(120)
+        assert builder.exitcode == 0
+    assert len(cached(tmp_path / "cache")) == 2
+    assert not any(name.endswith(".partial") for name in cached(tmp_path / "cache"))
+    put(folder_dataset, tmp_path / "cache")
+    assert capsys.readouterr().err == ""
+
+
+def test_auto_is_resident_if_it_fits_into_a_part_of_the_free_memory(folder_dataset, tmp_path, monkeypatch):
+    needed = resident.resident_bytes(load_dataset("folder", folder_dataset))
+    assert needed == 36 * 16 * 16 * 3
+    for free, processes, kind in (
+        (needed / 0.4 + 1, 1, ArrayImages),
+        (needed / 0.4 - 1, 1, FileImages),
+        (needed / 0.4 + 1, 2, FileImages),
+    ):
+        monkeypatch.setattr(resident, "_free_memory", lambda _, free=free: free)
+        assert isinstance(put(folder_dataset, tmp_path / "cache", "auto", processes=processes).train, kind)
+
+
+def test_workers_mode_leaves_the_files(folder_dataset, tmp_path):
+    assert isinstance(put(folder_dataset, tmp_path / "cache", "workers").train, FileImages)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_mistakes_are_named(folder_dataset, tmp_path):
+    with pytest.raises(ValueError, match="loader must be one of auto, resident, workers, not 'fast'"):
+        put(folder_dataset, tmp_path, "fast")
+    broken = folder_dataset / "train" / "ant" / "3.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(ImageDecodeError, match=f"cannot decode {broken}"):
+        put(folder_dataset, tmp_path / "cache")

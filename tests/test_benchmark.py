@@ -1,0 +1,43 @@
+"""The benchmark script runs through and writes its figures; how fast things are is no test."""
+
+import json
+
+import benchmark
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_part_measures_and_writes_figures(tmp_path, capsys, monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(benchmark, "write_random_jpegs", lambda root, real=benchmark.write_random_jpegs: real(root, 20))
+    output = tmp_path / "figures.json"
+    benchmark.main(benchmark.Args(batch_size=4, rounds=1, max_samples=100, models=("test_resnet",), output=str(output)))
+    results = json.loads(output.read_text())
+    assert set(benchmark.PARTS) <= set(results)
+    assert results["stages"]["stage 0"]["two bare products"]["ratio"] == 1
+    assert results["step"]["test_resnet"]["with MFD"]["median"] > 0
+    assert results["memory"]["all stages"]["timm_mfd"] < results["memory"]["all stages"]["straightforward"]
+    assert set(results["pipeline"]) == {"timm's loader", "timm_mfd resident", "timm_mfd workers"}
+    for stage in results["accuracy"].values():
+        assert stage["as is"] < 1e-4
+    assert "written to" in capsys.readouterr().out
+
+
+def test_the_ways_to_write_eq_5_agree():
+    x = benchmark.resnet50_maps(4, torch.device("cpu"), torch.float32)[2]
+    values = [
+        loss(x).item() for loss in (benchmark.straightforward, benchmark.with_corrcoef, benchmark.timm_mfd.mfd_loss)
+    ]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-4)
+
+
+def test_peak_memory_counts_what_is_alive_together():
+    with benchmark.PeakMemory() as memory:
+        for _ in range(3):
+            a = torch.ones(1000)
+            del a
+        b, c = torch.ones(1000), torch.ones(500)
+    assert memory.peak == 6000
+    assert b.numel() + c.numel() == 1500
