@@ -90,8 +90,8 @@ def prepare_cpu() -> None:
     """Let a training process use the CPU well: all its cores, and memory that is kept between steps.
 
     `accelerate launch` and torchrun give a process one thread; the cores are shared out instead, unless OMP_NUM_THREADS
-    has another number. glibc returns every large tensor to the system and asks for it again, zeroed page by page, in the
-    next step; here it keeps them.
+    has another number. glibc returns every large tensor to the system and asks for it again, zeroed page by page, in
+    the next step; here it keeps them.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":

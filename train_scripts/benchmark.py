@@ -333,7 +333,7 @@ def measure_pipeline(args: Args, device: torch.device, dtype: torch.dtype) -> di
             [
                 transforms.RandomCrop(side, padding=data.pad),
                 transforms.RandomHorizontalFlip(),
-                transforms.Lambda(lambda image: np.asarray(image).transpose(2, 0, 1)),
+                transforms.Lambda(lambda image: np.array(image).transpose(2, 0, 1)),
             ]
         )
 
