@@ -19,7 +19,7 @@ def test_every_part_measures_and_writes_figures(tmp_path, capsys, monkeypatch):
     assert results["stages"]["stage 0"]["two bare products"]["ratio"] == 1
     assert results["step"]["test_resnet"]["with MFD"]["median"] > 0
     assert results["memory"]["all stages"]["timm_mfd"] < results["memory"]["all stages"]["straightforward"]
-    assert set(results["pipeline"]) == {"timm's loader", "timm_mfd resident", "timm_mfd workers"}
+    assert set(results["pipeline"]) == {"timm's loader", "timm_mfd resident", "timm_mfd workers", "decoding once"}
     for stage in results["accuracy"].values():
         assert stage["as is"] < 1e-4
     assert "written to" in capsys.readouterr().out

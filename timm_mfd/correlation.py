@@ -2,7 +2,7 @@
 
 With y = x - mean, s_i = 1 / |y_i| and G = y^T y, the correlation is r_ij = s_i s_j G_ij. For a loss with dL/dr = W
 (symmetric), dL/dx = y A with A_ij = 2 s_i W_ij s_j - [i = j] s_i^2 c_i and c_i = 2 sum_j W_ij r_ij. The columns of y A
-have mean 0, so the mean needs no gradient of its own; beside the input only the C x C matrix A is kept.
+have mean 0, so the mean needs no gradient of its own; beside the input only the mean and the C x C matrix A are kept.
 
 With fewer samples than channels, Eq. 5 follows from the n x n matrix K = z z^T, z_i = s_i y_i, because
 |z^T z|^2 = |z z^T|^2: dL/dx_i = 4 s_i^2 (K y_i - (z_i^T K z_i) y_i) / (d (d - 1)).
@@ -28,6 +28,8 @@ Center = Literal["channel", "position"]
 # Centred samples held at a time, in elements: what a core's cache holds, or enough to fill a GPU.
 _CPU_CHUNK = 2**19
 _GPU_CHUNK = 2**24
+# Each chunk also adds to a C x C matrix, so it has rows in proportion to C.
+_ROWS_PER_CHANNEL = 4
 
 
 class Scope(NamedTuple):
@@ -59,8 +61,9 @@ def mean_squared_correlations(stages: Sequence[Tensor], scope: Scope) -> Tensor:
 class _Correlation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scope: Scope, x: Tensor) -> Tensor:
-        ((mean, gram, inverse_norm),) = _statistics([_samples(x, scope)], scope)
-        r = gram.mul_(inverse_norm).mul_(inverse_norm[:, None])
+        with torch.autocast(x.device.type, enabled=False):
+            ((mean, gram, inverse_norm, ctx.far),) = _statistics([_samples(x, scope)], scope)
+            r = gram.mul_(inverse_norm).mul_(inverse_norm[:, None])
         ctx.scope = scope
         ctx.save_for_backward(x, mean, inverse_norm, r)
         return r
@@ -69,26 +72,34 @@ class _Correlation(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
         x, mean, inverse_norm, r = ctx.saved_tensors
-        both = grads[0] + grads[0].T
-        a = both * inverse_norm * inverse_norm[:, None]
-        a.diagonal().sub_((both * r).sum(1) * inverse_norm.square())
-        return None, _input_gradient(x, mean, a, ctx.scope)
+        with torch.autocast(x.device.type, enabled=False):
+            both = grads[0] + grads[0].T
+            a = both * inverse_norm * inverse_norm[:, None]
+            a.diagonal().sub_((both * r).sum(1) * inverse_norm.square())
+            return None, _input_gradient(x, mean, a, ctx.scope, ctx.far)
 
 
 class _MeanSquaredCorrelations(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scope: Scope, *stages: Tensor) -> Tensor:
-        views = [_samples(x, scope) for x in stages]
-        few = [scope.group is None and view.shape[0] * view.shape[1] < view.shape[2] for view in views]
-        statistics = iter(_statistics([v for v, is_few in zip(views, few, strict=True) if not is_few], scope))
-        losses, kept = [], []
-        for view, is_few in zip(views, few, strict=True):
-            loss, *tensors = _from_samples(view, scope) if is_few else _from_gram(*next(statistics))
-            losses.append(loss)
-            kept += tensors
-        ctx.scope, ctx.few = scope, few
-        ctx.save_for_backward(*stages, *kept)
-        return torch.stack(losses)
+        with torch.autocast(stages[0].device.type, enabled=False):
+            views = [_samples(x, scope) for x in stages]
+            few = [scope.group is None and view.shape[0] * view.shape[1] < view.shape[2] for view in views]
+            statistics = iter(_statistics([v for v, is_few in zip(views, few, strict=True) if not is_few], scope))
+            losses, kept, far = [], [], []
+            for view, is_few in zip(views, few, strict=True):
+                if is_few:
+                    loss, *tensors = _from_samples(view, scope)
+                    far.append(False)
+                else:
+                    *moments, is_far = next(statistics)
+                    loss, *tensors = _from_gram(*moments)
+                    far.append(is_far)
+                losses.append(loss)
+                kept += tensors
+            ctx.scope, ctx.few, ctx.far = scope, few, far
+            ctx.save_for_backward(*stages, *kept)
+            return torch.stack(losses)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -97,15 +108,17 @@ class _MeanSquaredCorrelations(torch.autograd.Function):
         stages, kept = ctx.saved_tensors[: len(few)], iter(ctx.saved_tensors[len(few) :])
         # Every process holds the loss of all samples, and DDP averages over processes what belongs to their sum.
         scale = dist.get_world_size(scope.group) if scope.group is not None else 1
+        wanted = zip(stages, few, ctx.far, grads[0] * scale, ctx.needs_input_grad[1:], strict=True)
         gradients: list[Tensor | None] = []
-        for x, is_few, grad, needed in zip(stages, few, grads[0] * scale, ctx.needs_input_grad[1:], strict=True):
-            if is_few:
-                mean, k, inverse_norm = (next(kept) for _ in range(3))
-                gradient = _input_gradient_from_few(x, mean, k, inverse_norm, grad, scope) if needed else None
-            else:
-                mean, a = next(kept), next(kept)
-                gradient = _input_gradient(x, mean, a * grad, scope) if needed else None
-            gradients.append(gradient)
+        with torch.autocast(stages[0].device.type, enabled=False):
+            for x, is_few, is_far, grad, needed in wanted:
+                if is_few:
+                    mean, k, inverse_norm = (next(kept) for _ in range(3))
+                    gradient = _input_gradient_from_few(x, mean, k, inverse_norm, grad, scope) if needed else None
+                else:
+                    mean, a = next(kept), next(kept)
+                    gradient = _input_gradient(x, mean, a * grad, scope, is_far) if needed else None
+                gradients.append(gradient)
         return None, *gradients
 
 
@@ -121,18 +134,28 @@ def _samples(x: Tensor, scope: Scope) -> Tensor:
     return view[:, ::step]
 
 
-def _statistics(views: Sequence[Tensor], scope: Scope) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return mean, Gram matrix of the centred samples and inverse norms of every stage, over all processes."""
+def _gradient_like(x: Tensor, whole: bool) -> Tensor:
+    """Allocate a gradient in the memory format of x, or channels_last: one that `_samples` can view."""
+    nchw = x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.contiguous_format if nchw else torch.channels_last
+    return (torch.empty_like if whole else torch.zeros_like)(x, memory_format=memory_format)
+
+
+def _statistics(views: Sequence[Tensor], scope: Scope) -> list[tuple[Tensor, Tensor, Tensor, bool]]:
+    """Return mean, Gram matrix and inverse norms of every stage over all processes, and whether a mean is far off 0."""
     means, counts = _means(views, scope)
     grams = [_gram(view, mean) for view, mean in zip(views, means, strict=True)]
     if scope.group is not None and grams:
         packed = torch.cat([gram.flatten() for gram in grams])
         dist.all_reduce(packed, group=scope.group)
         grams = [p.view_as(gram) for p, gram in zip(packed.split([g.numel() for g in grams]), grams, strict=True)]
-    return [
-        (mean, gram, _inverse_norm(gram.diagonal(), mean, count))
-        for mean, gram, count in zip(means, grams, counts, strict=True)
-    ]
+    statistics = []
+    for mean, gram, count in zip(means, grams, counts, strict=True):
+        inverse_norm = _inverse_norm(gram.diagonal(), mean, count)
+        # (x - mean) A may be x A - mean A only while |mean| < 30 std; asking a GPU would stall it, so there it centres.
+        far = mean.is_cuda or bool((mean.square() * (inverse_norm.square() * count) > 900).any())
+        statistics.append((mean, gram, inverse_norm, far))
+    return statistics
 
 
 def _means(views: Sequence[Tensor], scope: Scope) -> tuple[list[Tensor], list[Tensor | float]]:
@@ -142,16 +165,15 @@ def _means(views: Sequence[Tensor], scope: Scope) -> tuple[list[Tensor], list[Te
         means = [view.mean(over, dtype=_statistics_dtype(view)) for view in views]
         return means, [view.shape[0] * view.shape[1] for view in views]
     sums = [view.sum(over, dtype=_statistics_dtype(view)).double() for view in views]
-    counts = torch.tensor([float(view.shape[0]) for view in views], dtype=torch.double, device=sums[0].device)
-    packed = torch.cat([counts, *(total.flatten() for total in sums)])
+    counts = [sums[0].new_full((1,), view.shape[0] * view.shape[1]) for view in views]
+    packed = torch.cat([*counts, *(total.flatten() for total in sums)])
     dist.all_reduce(packed, group=scope.group)
-    images, *totals = packed.split([len(views), *(total.numel() for total in sums)])
-    means, samples = [], []
-    for view, local, total, count in zip(views, sums, totals, images, strict=True):
-        per_mean = count * view.shape[1] if scope.center == "channel" else count
+    samples, *totals = packed.split([len(views), *(total.numel() for total in sums)])
+    means = []
+    for view, local, total, count in zip(views, sums, totals, samples, strict=True):
+        per_mean = count if scope.center == "channel" else count / view.shape[1]
         means.append((total.view_as(local) / per_mean).to(_statistics_dtype(view)))
-        samples.append(count * view.shape[1])
-    return means, samples
+    return means, list(samples)
 
 
 def _gram(view: Tensor, mean: Tensor) -> Tensor:
@@ -198,15 +220,15 @@ def _from_samples(view: Tensor, scope: Scope) -> tuple[Tensor, Tensor, Tensor, T
     return loss.clamp_min(0), mean, k, inverse_norm
 
 
-def _input_gradient(x: Tensor, mean: Tensor, a: Tensor, scope: Scope) -> Tensor:
+def _input_gradient(x: Tensor, mean: Tensor, a: Tensor, scope: Scope, far: bool) -> Tensor:
     """Return dL/dx = (x - mean) A in the dtype and memory format of x."""
     source = _samples(x, scope)
     positions, channels = source.shape[1:]
     whole = positions == x.shape[2] * x.shape[3]
-    gradient = torch.empty_like(x) if whole else torch.zeros_like(x)
+    gradient = _gradient_like(x, whole)
     target = _samples(gradient, scope)
-    if mean.ndim == 1 and whole and x.dtype == _product_dtype(x) and not x.is_cuda:
-        # (x - mean) A without the centred copy; x is exact here, so only A's own rounding remains.
+    if mean.ndim == 1 and whole and x.dtype == _product_dtype(x) and not far:
+        # (x - mean) A without the centred copy.
         shift = -(mean @ a)
         if _has_onednn(x):
             return F.conv2d(x, a[:, :, None, None], shift)
@@ -229,7 +251,7 @@ def _input_gradient_from_few(
     quadratic = (rows * y).sum(0) * inverse_norm.square()
     weight = inverse_norm.square() * (4 * grad / max(channels * (channels - 1), 1))
     rows = (rows - y * quadratic) * weight
-    gradient = torch.empty_like(x) if view.shape[1] == x.shape[2] * x.shape[3] else torch.zeros_like(x)
+    gradient = _gradient_like(x, view.shape[1] == x.shape[2] * x.shape[3])
     _samples(gradient, scope).copy_(rows.view(view.shape))
     return gradient
 
@@ -237,8 +259,7 @@ def _input_gradient_from_few(
 def _centred_chunks(view: Tensor, mean: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
     """Yield `(images, positions)` and the centred samples `[rows, C]` there, all in one reused buffer."""
     batch, positions, channels = view.shape
-    # Each chunk also adds to a C x C matrix, so it has rows in proportion.
-    rows = max((_GPU_CHUNK if view.is_cuda else _CPU_CHUNK) // channels, 4 * channels)
+    rows = max((_GPU_CHUNK if view.is_cuda else _CPU_CHUNK) // channels, _ROWS_PER_CHANNEL * channels, 1)
     places_at_once, images_at_once = min(rows, positions), max(rows // positions, 1)
     buffer = view.new_empty(min(images_at_once, batch) * places_at_once * channels, dtype=_product_dtype(view))
     for first in range(0, batch, images_at_once):
@@ -305,9 +326,9 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _gradient_product(y: Tensor, a: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return y A; on CUDA in bf16 with float32 sums where the gradient itself is half precision."""
+    """Return y A; on CUDA with fewer of the split products where the gradient itself is half precision."""
     if y.is_cuda and y.dtype == torch.float32 and dtype != torch.float32:
-        return torch.mm(y.bfloat16(), a.bfloat16(), out_dtype=torch.float32)
+        return _sum_of_bf16_products(_split(y), _split(a), products=3)
     return _product(y, a.to(y.dtype))
 
 
@@ -329,10 +350,12 @@ def _split(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return high, middle, (rest - middle).bfloat16()
 
 
-def _sum_of_bf16_products(a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Add the products that matter in float32, smallest first."""
+def _sum_of_bf16_products(
+    a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor], products: int = 6
+) -> Tensor:
+    """Add the products that matter in float32, smallest first; three are good to 16 bits, six to all 24."""
     terms = ((a[1], b[1]), (a[0], b[2]), (a[2], b[0]), (a[0], b[1]), (a[1], b[0]), (a[0], b[0]))
-    return sum(torch.mm(p, q, out_dtype=torch.float32) for p, q in terms)  # type: ignore[return-value]
+    return sum(torch.mm(p, q, out_dtype=torch.float32) for p, q in terms[-products:])  # type: ignore[return-value]
 
 
 def _refuse_second_derivative() -> None:

@@ -50,15 +50,16 @@ def mfd_loss(x: Tensor, center: Center = "channel") -> Tensor:
     r"""Mean squared correlation between the different channels of one stage.
 
     Eq. 5: `L = sum_{i != j} F_ij^2 / (d (d - 1))` with `F` of Eq. 6 and d = C channels. The value does not depend on
-    the order of channels or samples, nor on any per-channel scale and shift.
+    the order of channels or samples, nor on a scale and shift of each channel (up to what counts as constant, see
+    `channel_correlation`).
 
     Args:
         x: Feature map `[B, C, H, W]`, as for `channel_correlation`.
         center: As for `channel_correlation`.
 
     Returns:
-        Scalar in [0, 1]: 0 for uncorrelated channels, 1 for identical ones. A map of one channel gives 0. The gradient
-        is finite everywhere and 0 at constant channels.
+        Scalar in [0, 1] up to rounding: 0 for uncorrelated channels, 1 for identical ones. A map of one channel gives
+        0. The gradient is finite everywhere and 0 at constant channels.
 
     Raises:
         ValueError: As `channel_correlation`.
@@ -94,13 +95,15 @@ class MFDLoss(nn.Module):
         center: How Eq. 6 takes the mean, see `channel_correlation`.
         sync: Whether the samples of all processes count together. `"auto"`: when torch.distributed runs with several.
             Then N processes with b images each have the loss, and after DDP's averaging the gradient, of one process
-            with N*b images, also for uneven b; it costs two collectives per call, however many stages.
+            with N*b images, also for uneven b; it costs two collectives per call, however many stages. All processes
+            of the default group must call the loss, with stages of the same sizes.
         max_samples: Upper bound on the samples (image positions) per stage and process: an evenly spaced subset of the
-            positions of every image is used, at least one. Cheaper and noisier; None uses all.
+            positions of every image is used, at least one. Cheaper and noisier, and N processes then see N times as
+            many as one. For `center="channel"` only. None uses all.
 
     Under gradient accumulation the statistics are those of each micro-batch. Correlations are taken in float32 or
     better whatever autocast and the precision modes say. Under `torch.compile` the loss runs outside the compiled
-    graph (one graph break) with the same values. The loss can be differentiated once.
+    graph (one graph break) with the same values. The loss can be differentiated once, by autograd (not `torch.func`).
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -127,6 +130,8 @@ class MFDLoss(nn.Module):
             raise ValueError(f"sync must be 'auto', True or False, not {sync!r}")
         if max_samples is not None and max_samples < 2:
             raise ValueError(f"max_samples must be at least 2 or None, not {max_samples}")
+        if max_samples is not None and center == "position":
+            raise ValueError(f"max_samples={max_samples} needs center='channel', not 'position'")
         self.weight = float(weight)
         self.center: Center = center
         self.sync: Literal["auto"] | bool = sync

@@ -126,8 +126,10 @@ def _fetch(
     labels = images.labels.to(device)
     on_device = [batch.to(device) for batch in batches]
     if isinstance(images, ArrayImages):
-        for index in on_device:
-            yield images.pixels[index.to(images.pixels.device)].to(device, non_blocking=True), labels[index]
+        resident = images.pixels.device == device
+        for index, row in zip(on_device, batches, strict=True):
+            pixels = images.pixels[index if resident else row]
+            yield pixels.to(device, non_blocking=True), labels[index]
         return
     decoded = DataLoader(
         images,

@@ -19,6 +19,8 @@ from .images import ArrayImages, FileImages, ImageData
 
 LoaderMode = Literal["auto", "resident", "workers"]
 
+# Changes whenever the same file would decode to other pixels.
+_DECODER = 1
 # Part of the free memory that resident images may take.
 _SHARE = 0.4
 
@@ -90,7 +92,7 @@ def _resident(
 
 def fingerprint(images: FileImages) -> str:
     """Return a sha256 over the paths, sizes and modification times of the files, and the size decoded to."""
-    digest = hashlib.sha256(repr((images.size, images.resize)).encode())
+    digest = hashlib.sha256(repr((_DECODER, images.size, images.resize)).encode())
     for path in images.paths:
         try:
             stat = os.stat(path)
@@ -110,6 +112,9 @@ def read_cache(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
             fits = (file.metadata() or {}).get("fingerprint") == key and tuple(pixels.shape) == shape
             if fits and pixels.dtype == torch.uint8:
                 return pixels
+    except PermissionError as error:
+        print(f"cannot read decoded images: {error}", file=sys.stderr)  # noqa: T201
+        return None
     except (SafetensorError, OSError, KeyError):
         pass
     print(f"{path} is damaged or belongs to other images; decoding again", file=sys.stderr)  # noqa: T201
@@ -136,11 +141,14 @@ def _write_cache(path: Path, key: str, pixels: Tensor) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
         os.close(handle)
         save_file({"pixels": pixels}, temporary, metadata={"fingerprint": key})
+        os.chmod(temporary, 0o644)  # temporary files are for their owner alone; a cache may be shared
         os.replace(temporary, path)
+        temporary = None
     except (OSError, SafetensorError) as error:
+        print(f"decoded images are not cached in {path.parent}: {error}", file=sys.stderr)  # noqa: T201
+    finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        print(f"decoded images are not cached in {path.parent}: {error}", file=sys.stderr)  # noqa: T201
 
 
 def _free_memory(device: torch.device) -> int:
