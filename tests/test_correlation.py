@@ -102,6 +102,19 @@ def test_the_gradient_too_is_accurate_where_the_mean_is_a_thousand_times_the_dev
     assert (ours.grad - expected.grad).norm() <= 1e-4 * expected.grad.norm()
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("channels", [6, 200])
+def test_without_onednn_the_values_are_the_same(channels, memory_format):
+    x = torch.randn(4, channels, 5, 5).contiguous(memory_format=memory_format)
+    with_onednn, without = x.clone().requires_grad_(), x.clone().requires_grad_()
+    assert correlation._has_onednn(x) == torch.backends.mkldnn.is_available()
+    mfd_loss(with_onednn).backward()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not correlation._has_onednn(x)
+        mfd_loss(without).backward()
+    torch.testing.assert_close(without.grad, with_onednn.grad, rtol=1e-4, atol=1e-7)
+
+
 def test_a_channel_that_differs_from_a_constant_by_its_rounding_only_is_constant():
     x = torch.randn(16, 4, 16, 16)
     x[:, 2] = 0.1 * (1 + torch.finfo(torch.float32).eps * torch.randint(0, 2, (16, 16, 16)))

@@ -225,16 +225,16 @@ def _input_gradient(x: Tensor, mean: Tensor, a: Tensor, scope: Scope, far: bool)
     source = _samples(x, scope)
     positions, channels = source.shape[1:]
     whole = positions == x.shape[2] * x.shape[3]
-    gradient = _gradient_like(x, whole)
-    target = _samples(gradient, scope)
     if mean.ndim == 1 and whole and x.dtype == _product_dtype(x) and not far:
         # (x - mean) A without the centred copy.
         shift = -(mean @ a)
         if _has_onednn(x):
             return F.conv2d(x, a[:, :, None, None], shift)
         if source.is_contiguous():
-            torch.addmm(shift, source.view(-1, channels), a, out=target.view(-1, channels))
-            return gradient
+            rows = torch.addmm(shift, source.view(-1, channels), a)
+            return rows.view(x.shape[0], *x.shape[2:], channels).permute(0, 3, 1, 2)
+    gradient = _gradient_like(x, whole)
+    target = _samples(gradient, scope)
     for (images, places), y in _centred_chunks(source, mean):
         chunk = target[images, places]
         chunk.copy_(_gradient_product(y, a, x.dtype).view(chunk.shape))
