@@ -37,10 +37,12 @@ def training_curves(
         raise ValueError("no epochs to draw")
     epochs = [line["epoch"] for line in metrics]
     marker = "o" if len(epochs) < 40 else None
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    per_stage = [line["mfd_per_stage"] for line in metrics]
+    measured = per_stage[-1][0] is not None  # with MFD weight 0 there is nothing to draw
+    figure = Figure(figsize=(12 if measured else 8, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12)
-    accuracy, loss, correlation = figure.subplots(1, 3)
+    accuracy, loss, *correlation = figure.subplots(1, 3 if measured else 2)
 
     for key, label, colour in (("top1", "top-1", COLOURS[0]), ("top5", "top-5", COLOURS[5])):
         accuracy.plot(epochs, [line[key] for line in metrics], marker=marker, ms=3, color=colour, label=label)
@@ -62,16 +64,13 @@ def training_curves(
             epochs, [line["mfd_loss"] for line in metrics], marker=marker, ms=3, color=COLOURS[1], label="weighted MFD"
         )
     loss.set(title="Training loss", yscale="log")
-    per_stage = [line["mfd_per_stage"] for line in metrics]
-    if per_stage[-1][0] is None:
-        figure.delaxes(correlation)  # MFD weight 0: nothing was computed
-    else:
+    for axes in correlation:
         for number, values in enumerate(zip(*per_stage, strict=True)):
             colour = COLOURS[number % len(COLOURS)]
             stage = number if stages is None else stages[number]
-            correlation.plot(epochs, values, marker=marker, ms=3, color=colour, label=f"stage {stage}")
-        correlation.set_ylim(bottom=0)
-    correlation.set(title="Mean squared correlation (Eq. 5)")
+            axes.plot(epochs, values, marker=marker, ms=3, color=colour, label=f"stage {stage}")
+        axes.set(title="Mean squared correlation (Eq. 5)")
+        axes.set_ylim(bottom=0)
     for axes in figure.axes:
         axes.set(xlabel="epoch")
         if len(epochs) == 1:
