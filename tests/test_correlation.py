@@ -400,7 +400,7 @@ def test_processes_with_uneven_batches_give_the_loss_and_averaged_gradient_of_on
         assert result["loss"].item() == pytest.approx(expected.loss.item(), rel=tolerance)
         for gradient, parameter in zip(result["gradients"], layers.parameters(), strict=True):
             if parameter.grad.norm() > 1e-9:  # shifts (biases) cannot change a correlation
-                assert (gradient - parameter.grad).norm() <= 20 * tolerance * parameter.grad.norm()
+                assert (gradient - parameter.grad).norm() <= tolerance * parameter.grad.norm()
         assert result["collectives"] == (2, 2), (
             "two for all stages together, none with weight 0, sync=False or backward"
         )
