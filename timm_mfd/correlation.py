@@ -125,13 +125,40 @@ class _MeanSquaredCorrelations(torch.autograd.Function):
 def _samples(x: Tensor, scope: Scope) -> Tensor:
     """View a map `[B, C, H, W]` as `[B, P, C]`: P positions of each image, without a copy for either memory format."""
     view = x.detach().permute(0, 2, 3, 1).flatten(1, 2)
-    batch, positions, _ = view.shape
-    if scope.max_samples is None or batch * positions <= scope.max_samples:
-        return view
-    step = min(math.ceil(batch * positions / scope.max_samples), positions)
-    while math.gcd(step, x.shape[3]) != 1 and step < positions:
+    step = _stride(x.shape, scope.max_samples)
+    return view if step == 1 else view[:, ::step]
+
+
+def _stride(shape: Sequence[int], max_samples: int | None) -> int:
+    """Of how many positions of a map `[B, C, H, W]` one is a sample."""
+    batch, _, height, width = shape
+    positions = height * width
+    if max_samples is None or batch * positions <= max_samples:
+        return 1
+    step = min(math.ceil(batch * positions / max_samples), positions)
+    while math.gcd(step, width) != 1 and step < positions:
         step += 1  # a step that shares a factor with the width would see some columns only
-    return view[:, ::step]
+    return step
+
+
+def effective_samples(shape: Sequence[int], scope: Scope, processes: int = 1) -> int:
+    """Count the samples that a correlation of a stage rests on: one more than its degrees of freedom.
+
+    So channels that have nothing to do with each other have a mean r^2 of 1 / (n - 1), the noise floor. Neighbouring
+    positions of real maps resemble each other, which lifts it further.
+
+    Args:
+        shape: Shape `[B, C, H, W]` of the stage in one process.
+        scope: Its `group` does not matter here.
+        processes: Processes whose samples count together.
+
+    Returns:
+        n, at least 1: images times positions, less one mean per position for `center="position"`.
+    """
+    batch, _, height, width = shape
+    positions = len(range(0, height * width, _stride(shape, scope.max_samples)))
+    total = batch * processes * positions
+    return total if scope.center == "channel" else max(total - positions + 1, 1)
 
 
 def _gradient_like(x: Tensor, whole: bool) -> Tensor:

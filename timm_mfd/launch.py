@@ -1,17 +1,22 @@
-"""What the scripts share: errors in one line, run folders, and the cores of the machine."""
+"""What a script does around its work: start its processes, end in one line, use the cores, fix the random numbers."""
 
 import ctypes
-import json
+import hashlib
 import os
 import platform
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
+
+from .interruption import Stopped
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -25,65 +30,108 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
         >>> with one_line_errors(ValueError):
         ...     load_dataset("cifar11")
     """
+    script = Path(sys.argv[0]).name
     try:
         yield
+    except _ToldElsewhere:
+        sys.exit(1)
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\n{script}: {stopped}", file=sys.stderr)  # noqa: T201
+        sys.exit(stopped.exit_code)
     except kinds as error:
         # An error from a decoding process carries that process's traceback before its own message.
         message = str(error).rsplit("ImageDecodeError: ", 1)[-1].strip()
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {message}")
+        sys.exit(f"{script}: error: {message}")
+    except dist.DistError as error:
+        sys.exit(f"{script}: stopped, because another process of the run ended: {str(error).splitlines()[0]}")
+    except RuntimeError as error:
+        if _is_torchrun() and "peer" in str(error):  # gloo raises nothing more specific
+            sys.exit(f"{script}: stopped, because another process of the run ended")
+        if "does not have a deterministic implementation" in str(error):
+            operation = str(error).split(" does not")[0]
+            sys.exit(f"{script}: error: --deterministic: {operation} has no deterministic implementation here")
+        raise
     except KeyboardInterrupt:
-        sys.exit(f"\n{Path(sys.argv[0]).name}: interrupted")
+        sys.exit(f"\n{script}: interrupted")
 
 
-def check_run_dir(output_dir: str | None) -> None:
-    """Refuse a folder that holds something.
-
-    Raises:
-        FileExistsError: If `output_dir` exists and is not an empty folder.
-    """
-    if output_dir is None or not (run_dir := Path(output_dir)).exists():
-        return
-    if not run_dir.is_dir() or any(run_dir.iterdir()):
-        holds = "holds another run" if (run_dir / "args.json").exists() else "is not an empty folder"
-        raise FileExistsError(f"--output-dir {run_dir} {holds}; nothing was changed, choose a new folder")
+class _ToldElsewhere(Exception):
+    """The main process failed and says why."""
 
 
-def claim_run_dir(output_dir: str | None, name: str, args: dict[str, Any]) -> Path:
-    """Make the folder of a run and write `args.json` into it, so that no two runs share a folder.
+def on_main_process(function: Callable[[], Result]) -> Result:
+    """Call a function in the main process and return its result in every process.
 
     Args:
-        output_dir: The user's choice, if any.
-        name: What the run is, for a default under `runs/` with the time in its name.
-        args: Content of `args.json`.
+        function: Called in process 0 only. If it raises, that process raises, and the others end quietly.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return function()
+    outcome: list[Any] = [None, True]
+    error = None
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = function()
+        except Exception as caught:
+            error, outcome[1] = caught, False
+    dist.broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    if not outcome[1]:
+        raise _ToldElsewhere
+    return outcome[0]
 
-    Returns:
-        The folder.
+
+def start_all_processes() -> None:
+    """Start the processes that `accelerate launch --cpu --num_processes N` was asked for.
+
+    It starts one; this replaces that one by torchrun with N. Does nothing when all processes are there.
 
     Raises:
-        FileExistsError: If `output_dir` holds something, or another run claimed it just now.
+        ValueError: If their number cannot be found out.
     """
-    check_run_dir(output_dir)
-    if output_dir is None:
-        safe = "".join(char if char.isalnum() or char in "._-" else "-" for char in name)
-        wanted = f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}"
-        for suffix in ("", *(f"-{number}" for number in range(1, 1000))):
-            run_dir = Path("runs") / (wanted + suffix)
-            try:
-                run_dir.mkdir(parents=True)
-                break
-            except FileExistsError:
-                continue
-    else:
-        run_dir = Path(output_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / "args.json").open("x") as file:  # fails if another process was faster
-        file.write(to_json(args))
-    return run_dir
+    environment = os.environ
+    asked = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment
+    if not asked or "LOCAL_RANK" in environment or torch.accelerator.is_available():
+        return
+    if any(name in environment for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")):
+        return
+    count = _asked_processes()
+    script = [sys.argv[0], *sys.argv[1:]]
+    if count is None:
+        raise ValueError(
+            "accelerate launch starts one process on a CPU; start several with "
+            f"torchrun --nproc-per-node N {' '.join(script)}"
+        )
+    environment.pop("MASTER_ADDR")
+    environment.pop("MASTER_PORT", None)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    follow_launcher()
+    sys.stdout.flush()
+    os.execv(sys.executable, [*torchrun, *script])
 
 
-def to_json(content: Any, indent: int | None = 2) -> str:
-    """Format as JSON that every reader accepts; NaN and infinity are errors."""
-    return json.dumps(content, indent=indent, allow_nan=False) + "\n"
+def _asked_processes() -> int | None:
+    """Read N from the command line of the launcher, which does not pass it on."""
+    import psutil
+
+    try:
+        words = [word for argument in psutil.Process().parent().cmdline() for word in argument.split("=", 1)]
+    except (psutil.Error, AttributeError):
+        return None
+    for flag, value in pairwise(words):
+        if flag == sys.argv[0]:  # from here on they are the script's own
+            break
+        if flag.replace("-", "_") == "__num_processes" and value.isdigit():
+            return int(value)
+    return None
+
+
+def follow_launcher() -> None:
+    """Ask for SIGTERM when the launcher ends: killed alone, `accelerate launch` would leave the training running."""
+    if sys.platform == "linux" and _is_launched():
+        ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM
 
 
 def prepare_cpu() -> None:
@@ -93,11 +141,41 @@ def prepare_cpu() -> None:
     has another number. glibc returns every large tensor to the system and asks for it again, zeroed page by page, in
     the next step; here it keeps them.
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-    if launched and os.environ.get("OMP_NUM_THREADS") == "1":
+    if _is_launched() and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: keep what is freed
+
+
+def use_deterministic_kernels() -> None:
+    """Choose kernels that give the same bits every time, where there are slower and faster ones.
+
+    On a CPU all kernels used here do so anyway. Call it before the first use of a GPU.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def seed_step(seed: int, epoch: int, step: int, process: int) -> None:
+    """Seed torch for one training step, so that dropout does not depend on where a run was resumed.
+
+    Args:
+        seed: The run's seed.
+        epoch: Number of the epoch.
+        step: Number of the step in it.
+        process: Number of the process; each draws numbers of its own.
+    """
+    digest = hashlib.blake2b(f"{seed} {epoch} {step} {process}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _is_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _is_launched() -> bool:
+    return "ACCELERATE_MIXED_PRECISION" in os.environ or _is_torchrun()

@@ -2,26 +2,24 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from .stages import StageInfo
 
 
-def stage_table(shapes: Sequence[tuple[StageInfo, torch.Size]], batch_size: int) -> str:
-    """Describe the stages that MFD sees: index, module, channels, size and samples of a batch.
+def stage_table(stages: Sequence[StageInfo], sizes: Sequence[tuple[int, int]], samples: Sequence[int]) -> str:
+    """Describe the stages that MFD sees: index, module, channels, size, samples of a batch and their noise floor.
 
     Args:
-        shapes: What `stage_shapes` returns.
-        batch_size: Images whose samples count together.
+        stages: The stages.
+        sizes: `(H, W)` of each stage.
+        samples: Effective samples of each stage in a batch of all processes.
 
     Returns:
-        Lines of text; stages with fewer samples than channels are marked.
+        Lines of text.
     """
-    rows = ["stage  module              channels  size     samples per batch"]
-    for stage, (_, _, height, width) in shapes:
-        size, samples = f"{height}x{width}", batch_size * height * width
-        few = "  (fewer than channels: expect spurious correlation)" if samples < stage.channels else ""
-        rows.append(f"{stage.index:>5}  {stage.module:<18}  {stage.channels:>8}  {size:<7}  {samples:>17,}{few}")
+    rows = ["stage  module              channels  size     samples per batch  noise floor of r^2"]
+    for stage, (height, width), n in zip(stages, sizes, samples, strict=True):
+        size, floor = f"{height}x{width}", f"{1 / max(n - 1, 1):.2g}"
+        rows.append(f"{stage.index:>5}  {stage.module:<18}  {stage.channels:>8}  {size:<7}  {n:>17,}  {floor:>18}")
     return "\n".join(rows)
 
 

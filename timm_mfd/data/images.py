@@ -1,5 +1,7 @@
 """Where pixels come from: arrays in memory or image files, always as uint8 `[H, W, 3]`."""
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,13 @@ class ArrayImages(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         return self.pixels[index]
 
+    def identity(self) -> str:
+        """Return a sha256 that changes with the pixels and the labels."""
+        digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
+        for content in (self.pixels, self.labels):
+            digest.update(content.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
 
 class FileImages(Dataset[Tensor]):
     """Image files, decoded when asked for.
@@ -54,6 +63,14 @@ class FileImages(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def identity(self) -> str:
+        """Return a sha256 over names, sizes and labels of the files, which stays when their folder moves."""
+        digest = hashlib.sha256(repr((self.size, self.resize)).encode())
+        for path, label in zip(self.paths, self.labels.tolist(), strict=True):
+            digest.update(os.fsencode(os.path.basename(path)))
+            digest.update(f"\0{os.path.getsize(path) if os.path.exists(path) else -1}\0{label}\n".encode())
+        return digest.hexdigest()
+
     def __getitem__(self, index: int) -> Tensor:
         """Decode one image.
 
@@ -73,17 +90,32 @@ class FileImages(Dataset[Tensor]):
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Read an image file as RGB.
+    """Read an image file as 8-bit RGB.
+
+    Grey, palette and CMYK images are converted; of 16 bits the upper 8 are kept; an alpha channel is dropped, as by
+    torchvision's and timm's readers.
 
     Raises:
-        ImageDecodeError: If the file is missing, truncated or no image.
+        ImageDecodeError: If the file is missing, unreadable, truncated, no image, or has floating-point pixels.
     """
     try:
         with Image.open(path) as image:
+            if image.mode == "I" or image.mode.startswith("I;16"):
+                return _upper_bits(np.array(image)).convert("RGB")
+            if image.mode == "F":
+                raise ValueError("floating-point pixels have no defined range")
+            if "transparency" in image.info:
+                return image.convert("RGBA").convert("RGB")
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
         raise ImageDecodeError(f"cannot decode {path}: {reason}") from None
+
+
+def _upper_bits(pixels: np.ndarray) -> Image.Image:
+    if pixels.min() < 0 or pixels.max() > 0xFFFF:
+        raise ValueError(f"pixel values from {pixels.min()} to {pixels.max()} do not fit 16 bits")
+    return Image.fromarray((pixels >> 8).astype(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -121,6 +153,11 @@ class ImageData:
                 raise ValueError(
                     f"{self.name}: label {int(outside[0])} in {split} is outside the {self.num_classes} classes"
                 )
+
+    def identity(self) -> str:
+        """Return a sha256 that changes when the images or classes do: what a resumed run must find again."""
+        parts = (self.name, self.class_names, self.train.identity(), self.test.identity())
+        return hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
     def num_classes(self) -> int:

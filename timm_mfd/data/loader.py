@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .augmentation import crop_and_flip, normalise, plan_epoch
+from .augmentation import EpochPlan, crop_and_flip, normalise, plan_epoch
 from .images import ArrayImages, FileImages, ImageData
 
 
@@ -59,19 +59,35 @@ class TrainLoader:
     def __len__(self) -> int:
         return len(self.data.train) // self.batch_size
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield `(images [B, 3, H, W] normalised, labels [B])` of one epoch for this process."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of one epoch for this process.
+
+        Args:
+            epoch: Number of the epoch.
+            start: Steps to leave out, without decoding their images: a run goes on in the middle of an epoch.
+
+        Yields:
+            `(images [B, 3, H, W] normalised, labels [B])`.
+        """
         data = self.data
-        plan = plan_epoch(len(data.train), seed=self.seed, epoch=epoch, pad=data.pad, flip=data.flip)
         # [steps, images of this process], on the device before the first step: no step waits for a transfer.
         order, *windows = (
-            choice[: len(self) * self.batch_size].view(len(self), -1)[:, self.rank :: self.processes] for choice in plan
+            choice[: len(self) * self.batch_size].view(len(self), -1)[start:, self.rank :: self.processes]
+            for choice in self._plan(epoch)
         )
         windows = [choice.to(self.device) for choice in windows]
         mean, std = _normalisation(data, self.device)
         batches = _fetch(data.train, order, self.device, self.workers)
         for top, left, flip, (pixels, labels) in zip(*windows, batches, strict=True):
             yield normalise(crop_and_flip(pixels, top, left, flip, data.pad), mean, std), labels
+
+    def batch_indices(self, epoch: int, step: int) -> list[int]:
+        """Return which training images all processes together see in a step."""
+        return self._plan(epoch).order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+
+    def _plan(self, epoch: int) -> EpochPlan:
+        data = self.data
+        return plan_epoch(len(data.train), seed=self.seed, epoch=epoch, pad=data.pad, flip=data.flip)
 
 
 class EvalLoader:

@@ -158,6 +158,8 @@ def _folder(root: Path, image_size: int | None = None) -> ImageData:
             warnings.warn(f"folder: no class folder {missing[0]!r} in {test_split}/; it is not evaluated", stacklevel=2)
         if unknown := sorted(set(held_out) - set(classes)):
             raise ValueError(f"folder: class {unknown[0]!r} is in {test_split}/ but not in train/")
+        for split in ("train", test_split):
+            _refuse_loops(root / split)
         train = make_dataset(str(root / "train"), index, extensions=IMG_EXTENSIONS)
         test = make_dataset(str(root / test_split), {name: index[name] for name in held_out}, extensions=IMG_EXTENSIONS)
     except FileNotFoundError as error:
@@ -184,6 +186,17 @@ DATASETS = tuple(_READERS)
 
 def _files(samples: list[tuple[str, int]], size: tuple[int, int], resize: bool = False) -> FileImages:
     return FileImages([path for path, _ in samples], [label for _, label in samples], size, resize)
+
+
+def _refuse_loops(root: Path) -> None:
+    """Refuse a link to a folder above it, through which every image would be found again and again."""
+    for folder, names, _ in os.walk(root, followlinks=True):
+        for link in (path for name in names if os.path.islink(path := os.path.join(folder, name))):
+            target = Path(link).resolve()
+            # The way here may have led through links itself, so every folder on it counts.
+            way = [Path(folder), *Path(folder).parents]
+            if any(target == above.resolve() for above in way) or target in root.resolve().parents:
+                raise ValueError(f"folder: the link {link!r} leads back to a folder above it")
 
 
 def _lines_if_any(path: Path) -> list[str]:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-import tempfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..atomic import replacing
 from .images import ArrayImages, FileImages, ImageData
 
 LoaderMode = Literal["auto", "resident", "workers"]
 
 # Changes whenever the same file would decode to other pixels.
-_DECODER = 1
+_DECODER = 2
 # Part of the free memory that resident images may take.
 _SHARE = 0.4
 
@@ -96,9 +97,9 @@ def fingerprint(images: FileImages) -> str:
     for path in images.paths:
         try:
             stat = os.stat(path)
-            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(path) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         except OSError:
-            digest.update(f"{path}\0missing\n".encode())  # decoding will name it
+            digest.update(os.fsencode(path) + b"\0missing\n")  # decoding will name it
     return digest.hexdigest()
 
 
@@ -108,9 +109,9 @@ def read_cache(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            pixels = file.get_tensor("pixels")
-            fits = (file.metadata() or {}).get("fingerprint") == key and tuple(pixels.shape) == shape
-            if fits and pixels.dtype == torch.uint8:
+            pixels, header = file.get_tensor("pixels"), file.metadata() or {}
+            fits = header.get("fingerprint") == key and tuple(pixels.shape) == shape and pixels.dtype == torch.uint8
+            if fits and header.get("crc32") == _checksum(pixels):
                 return pixels
     except PermissionError as error:
         print(f"cannot read decoded images: {error}", file=sys.stderr)  # noqa: T201
@@ -134,21 +135,16 @@ def _decode(images: FileImages, workers: int, title: str, quiet: bool) -> Tensor
 
 
 def _write_cache(path: Path, key: str, pixels: Tensor) -> None:
-    """Write under a name of its own and rename: a reader, or a second writer, never sees half a file."""
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        os.close(handle)
-        save_file({"pixels": pixels}, temporary, metadata={"fingerprint": key})
-        os.chmod(temporary, 0o644)  # temporary files are for their owner alone; a cache may be shared
-        os.replace(temporary, path)
-        temporary = None
+        with replacing(path, shared=True) as partial:
+            save_file({"pixels": pixels}, partial, metadata={"fingerprint": key, "crc32": _checksum(pixels)})
     except (OSError, SafetensorError) as error:
         print(f"decoded images are not cached in {path.parent}: {error}", file=sys.stderr)  # noqa: T201
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+
+
+def _checksum(pixels: Tensor) -> str:
+    return str(zlib.crc32(pixels.contiguous().numpy().data))
 
 
 def _free_memory(device: torch.device) -> int:

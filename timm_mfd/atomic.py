@@ -1,0 +1,58 @@
+"""Files that hold either their old content or their new one, whatever cuts the writing short."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+
+@contextmanager
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Write a file under another name, flush it to the disk and rename it to `path`.
+
+    If the block raises, `path` keeps what it held and nothing else is left behind.
+
+    Args:
+        path: The file to make or to replace; its folder exists.
+        shared: Whether several processes may write it at once; then each writes under a name of its own.
+
+    Yields:
+        The name to write to, in the same folder.
+
+    Example:
+        >>> with replacing(Path("metrics.jsonl")) as partial:
+        ...     partial.write_text("{}")
+    """
+    partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial" if shared else f"{path.name}.partial")
+    if shared:
+        _remove_abandoned(path)
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode & 0o777  # as the user has it for new files; safetensors has its own idea
+        yield partial
+        os.chmod(partial, mode)
+        _flush(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):  # a folder cannot be opened on every system
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed processes left: a name of its own is never written to again."""
+    for partial in path.parent.glob(f"{path.name}.*.partial"):
+        with suppress(OSError):
+            if time.time() - partial.stat().st_mtime > 3600:
+                partial.unlink()

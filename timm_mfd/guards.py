@@ -1,0 +1,147 @@
+"""What keeps a run from going wrong in silence: losses that are no numbers, and models that learned nothing."""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from .stages import StageInfo
+
+
+class BadStep(NamedTuple):
+    """A training step whose loss is not finite.
+
+    Attributes:
+        step: Number of the step in its epoch.
+        criterion: Its classification loss.
+        per_stage: Its MFD loss of each stage, empty where it is not computed.
+    """
+
+    step: int
+    criterion: float
+    per_stage: list[float]
+
+    def culprits(self, stages: Sequence[int]) -> str:
+        """Name the parts of the loss that are not finite, in the order of the network.
+
+        Args:
+            stages: Index of each stage.
+        """
+        parts = [(f"the MFD loss of stage {s}", value) for s, value in zip(stages, self.per_stage, strict=False)]
+        parts.append(("the criterion", self.criterion))
+        bad = [f"{name} ({value})" for name, value in parts if not math.isfinite(value)]
+        return " and ".join(bad[:2] + [f"{len(bad) - 2} more"] * (len(bad) > 2)) or "the sum of the losses"
+
+
+class LossGuard:
+    """Look at the loss of every step without holding up an accelerator: there a number is read one step later."""
+
+    def __init__(self) -> None:
+        self._pending: deque[tuple[int, Tensor, Any]] = deque()
+
+    def watch(self, step: int, loss: Tensor, criterion: Tensor, per_stage: Tensor) -> None:
+        """Hand over the numbers of a step.
+
+        Args:
+            step: Number of the step.
+            loss: Scalar.
+            criterion: Scalar.
+            per_stage: `[S]`; empty where it is not computed.
+        """
+        numbers = torch.cat([torch.stack([loss, criterion]).detach(), per_stage.detach()])
+        copied = None
+        if numbers.device.type == "cuda":
+            numbers, copied = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
+            copied.record()
+        self._pending.append((step, numbers, copied))
+
+    def bad_step(self, wait: bool = False) -> BadStep | None:
+        """Return the first step whose loss is not finite.
+
+        Args:
+            wait: Also read the newest step, which may stall an accelerator.
+        """
+        while self._pending:
+            step, numbers, copied = self._pending[0]
+            if not wait and copied is not None and len(self._pending) == 1:
+                return None
+            if copied is not None:
+                copied.synchronize()
+            loss, criterion, *per_stage = numbers.tolist()
+            self._pending.popleft()
+            if not math.isfinite(loss):
+                return BadStep(step, criterion, per_stage)
+        return None
+
+
+@torch.no_grad()
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Return whether no floating-point tensor holds NaN or infinity."""
+    floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    return bool(get_total_norm(floating, math.inf).isfinite())  # of squares, a finite sum could overflow
+
+
+def sample_warnings(stages: Sequence[StageInfo], samples: Sequence[int]) -> list[str]:
+    """Name the stages whose channels must correlate because there are too few samples to tell them apart.
+
+    n samples span n - 1 dimensions; d > n - 1 channels in them have a mean r^2 of at least (d / (n - 1) - 1) / (d - 1).
+
+    Args:
+        stages: The stages.
+        samples: What `effective_samples` returns for each.
+
+    Returns:
+        One sentence per such stage.
+    """
+    found = []
+    for stage, n in zip(stages, samples, strict=True):
+        d, dimensions = stage.channels, max(n - 1, 1)
+        if d > dimensions:
+            least = (d / dimensions - 1) / (d - 1)
+            found.append(
+                f"stage {stage.index} has {n} samples for {d} channels, so its MFD loss cannot fall below {least:.2g}; "
+                "raise --batch-size, or leave it out with --stages"
+            )
+    return found
+
+
+def verdicts(
+    losses: Sequence[float], answers: Sequence[int], labels: Tensor, top1: float, class_names: Sequence[str]
+) -> list[str]:
+    """Say in words what is wrong with a trained model, if anything plainly is.
+
+    Args:
+        losses: Mean classification loss of each epoch.
+        answers: How often the model answered each class.
+        labels: Class indices `[N]` of the held-out images.
+        top1: Accuracy on them in percent.
+        class_names: One name per class.
+
+    Returns:
+        Sentences; none for a model that learned something.
+    """
+    found = []
+    usual = int(torch.bincount(labels).argmax())
+    chance = 100 * float((labels == usual).double().mean())
+    answered = [index for index, count in enumerate(answers) if count]
+    if len(answered) == 1 and len(class_names) > 1:
+        found.append(
+            f"the model is constant: it answers {class_names[answered[0]]!r} for every one of the {len(labels):,} "
+            "held-out images; try a lower --lr, or look at the images"
+        )
+    elif top1 <= chance and len(class_names) > 1:
+        found.append(
+            f"the model learned nothing that helps: it is right for {top1:.2f} % of the held-out images, always "
+            f"answering {class_names[usual]!r} for {chance:.2f} %"
+        )
+    if losses and losses[-1] > 1.5 * min(losses):
+        best = min(range(len(losses)), key=losses.__getitem__)
+        found.append(
+            f"training diverged: the classification loss was {losses[best]:.4g} in epoch {best + 1} and "
+            f"{losses[-1]:.4g} in the last one; try a lower --lr"
+        )
+    return found

@@ -1,0 +1,92 @@
+"""Leave a run between two steps when the system or the user asks for it, all processes at the same one."""
+
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+Item = TypeVar("Item")
+_PATIENCE = 2.0  # seconds after which a second Ctrl-C is meant; a launcher passes the first one on at once
+
+
+class Stopped(Exception):
+    """The run was asked to end and ended in an orderly way.
+
+    Args:
+        message: What was kept.
+        signum: The signal; the exit code is 128 plus its number, as shells count.
+    """
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+class StopSignals:
+    """Note SIGTERM and Ctrl-C instead of dying of them, inside a `with` block.
+
+    A second Ctrl-C ends the process at once.
+
+    Attributes:
+        received: Number of the first signal, or 0.
+
+    Example:
+        >>> with StopSignals() as stop:
+        ...     while not stop.received:
+        ...         step()
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._since = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > _PATIENCE:
+            raise KeyboardInterrupt
+
+    def watch(self, items: Iterable[Item], message: str) -> Iterator[Item]:
+        """Pass items on until a signal comes.
+
+        Raises:
+            Stopped: With `message`, as soon as one came.
+        """
+        for item in items:
+            if self.received:
+                raise Stopped(f"{signal.Signals(self.received).name}: {message}", self.received)
+            yield item
+
+
+class Agreement:
+    """Let all processes act on the same numbers: the largest over them, without touching the accelerator's queue.
+
+    Example:
+        >>> agree = Agreement()
+        >>> stop, save = agree([signal_here, save_is_due_here])
+    """
+
+    def __init__(self) -> None:
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self._group: Any = dist.new_group(backend="gloo") if several else None
+
+    def __call__(self, numbers: Sequence[int]) -> list[int]:
+        """Return the element-wise maximum of `numbers` over all processes; all must call it."""
+        if self._group is None:
+            return list(numbers)
+        largest = torch.tensor(numbers)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._group)
+        return largest.tolist()

@@ -1,0 +1,284 @@
+"""Training steps that can be cut off anywhere: guarded, saved and resumed between any two of them."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from . import checkpoint
+from .arguments import Args
+from .data import TrainLoader
+from .guards import BadStep, LossGuard, all_finite
+from .interruption import Agreement, Stopped, StopSignals
+from .launch import on_main_process, seed_step
+from .run_dir import CHECKPOINT, to_json, write_text
+from .task import MFDClassificationTask
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SKIPS_IN_A_ROW = 10  # batches that `nan="skip"` leaves out before it gives up
+
+
+class Training:
+    """A run and where it is.
+
+    Everything random in a step is a function of (seed, epoch, step, process), and so is its learning rate. So the
+    tensors of task and optimizer, the position and the sums of the epoch are the whole state of a run.
+
+    Args:
+        args: Arguments of the run.
+        accelerator: What `task` and `optimizer` are prepared by.
+        task: The task, compiled or not.
+        optimizer: Over the model's parameters.
+        loader: Training batches.
+        stages: Index of each stage that the task constrains.
+        folder: The run folder.
+        record: What every checkpoint holds beside the state.
+        context: Makes the context that a step runs in.
+
+    Attributes:
+        epoch: Epochs that are finished.
+        step: Steps that are finished in the epoch now running.
+        metrics: One line per finished epoch.
+    """
+
+    def __init__(
+        self,
+        args: Args,
+        accelerator: "Accelerator",
+        task: MFDClassificationTask,
+        optimizer: torch.optim.Optimizer,
+        loader: TrainLoader,
+        *,
+        stages: Sequence[int],
+        folder: Path,
+        record: dict[str, Any],
+        context: Callable[[], AbstractContextManager[Any]],
+    ):
+        self.args = args
+        self.accelerator = accelerator
+        self.task = task
+        self.optimizer = optimizer
+        self.loader = loader
+        self.stages = list(stages)
+        self.folder = folder
+        self.record = record
+        self.context = context
+        self.epoch = 0
+        self.step = 0
+        self.metrics: list[dict[str, Any]] = []
+        # Of this process in this epoch: steps, then the sums over them of loss, criterion, MFD and MFD of each stage.
+        # They stay on the device: reading a number every step would stall it.
+        self._sums = torch.zeros(4 + len(self.stages), device=accelerator.device)
+        self._seconds = 0.0
+        self._saved_at = time.monotonic()
+        self._guard = LossGuard()
+        self._agree = Agreement()
+        self._wrapped_task, self._wrapped_optimizer = accelerator.prepare(task, optimizer)
+
+    def go_on(self, saved: checkpoint.Checkpoint) -> None:
+        """Take up the position of a checkpoint; its tensors are back in place already."""
+        self.epoch, self.step = saved.record["epoch"], saved.record["step"]
+        self.metrics, self._seconds = list(saved.record["metrics"]), saved.record["seconds"]
+        self._sums.copy_(saved.tensors["sums"][self.accelerator.process_index])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(saved.record["scaler"])
+        if self.accelerator.is_main_process:
+            self._write_metrics()
+
+    def train_epoch(self, stop: StopSignals, bar: "tqdm[Any]") -> dict[str, Any]:
+        """Take the remaining steps of the epoch, and save the state after the last one.
+
+        Args:
+            stop: Tells when to leave; the state is saved before.
+            bar: Moved by the images of each step.
+
+        Returns:
+            Mean losses over steps and processes, learning rate and images per second.
+
+        Raises:
+            Stopped: If a signal came.
+            FloatingPointError: If a loss, or a weight, is not finite. The checkpoint stays what it was.
+        """
+        args, main_process = self.args, self.accelerator.is_main_process
+        for group in self.optimizer.param_groups:
+            group["lr"] = args.learning_rate(self.epoch)
+        self._wrapped_task.train()
+        started = shown = time.monotonic()
+        seconds_before, skipped_in_a_row = self._seconds, 0
+        for images, labels in self._batches(stop):
+            parts, bad = self._forward_and_backward(images, labels)
+            if bad:
+                skipped_in_a_row += 1
+                self._say(
+                    f"left out step {self.step + 1} of epoch {self.epoch + 1}: its loss or gradient is not finite"
+                )
+            else:
+                skipped_in_a_row = 0
+                self._wrapped_optimizer.step()
+                self.task.update_ema()
+                self._sums += parts
+            self._wrapped_optimizer.zero_grad()
+            self.step += 1
+            self._seconds = seconds_before + time.monotonic() - started
+            bar.update(self.loader.batch_size)
+            if not bar.disable and time.monotonic() - shown > 0.5:
+                shown = time.monotonic()
+                loss, criterion, mfd = parts[1:4].tolist()
+                text = f"epoch {self.epoch + 1}, loss {loss:.3f} = {criterion:.3f} + MFD {mfd:.4f}"
+                bar.set_postfix_str(text, refresh=False)
+
+            bad_step = self._guard.bad_step()
+            is_due = main_process and time.monotonic() - self._saved_at >= 60 * args.checkpoint_minutes
+            signum, due, failed = self._agree([stop.received, int(is_due), int(bad_step is not None)])
+            if failed or skipped_in_a_row == SKIPS_IN_A_ROW:
+                self._fail(bad_step, f"the loss or gradient of {SKIPS_IN_A_ROW} steps in a row")
+            if signum:
+                self._stop(signum)
+            if due:
+                self.save()
+        self.save()
+        return self._means()
+
+    def finish_epoch(self, line: dict[str, Any]) -> None:
+        """Add the epoch's line to `metrics.jsonl` and go to the start of the next epoch."""
+        self.metrics.append(line)
+        self.epoch, self.step, self._seconds = self.epoch + 1, 0, 0.0
+        self._sums.zero_()
+        if self.accelerator.is_main_process:
+            self._write_metrics()
+
+    def save(self) -> bool:
+        """Write the checkpoint; all processes call it.
+
+        Returns:
+            Whether it was written. If not, the previous one is still there and a warning says why.
+
+        Raises:
+            FloatingPointError: If the newest loss, or a weight, is not finite.
+        """
+        bad_step = self._guard.bad_step(wait=True)
+        broken = bad_step is not None or not all_finite([*self.task.parameters(), *self.task.buffers()])
+        if self._agree([int(broken)])[0]:
+            self._fail(bad_step, "a weight")
+        sums = self.accelerator.gather(self._sums[None])
+        scaler = self.accelerator.scaler
+        written = True
+        if self.accelerator.is_main_process:
+            position = {"epoch": self.epoch, "step": self.step, "seconds": self._seconds, "metrics": self.metrics}
+            record = self.record | position | {"scaler": None if scaler is None else scaler.state_dict()}
+            tensors = checkpoint.tensors_of(self.task, self.optimizer) | {"sums": sums}
+            try:
+                checkpoint.write(self.folder / CHECKPOINT, tensors, record)
+            except OSError as error:
+                written = False
+                self._say(f"warning: {error}; the previous checkpoint is kept and training goes on")
+        self._saved_at = time.monotonic()
+        return written
+
+    def _batches(self, stop: StopSignals) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = self.loader.epoch(self.epoch, self.step)
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError:
+                # A signal to all processes of a job ends the decoding processes before this one can.
+                if stop.received and self.accelerator.num_processes == 1:
+                    self._stop(stop.received)
+                raise
+            if batch is None:
+                return
+            yield batch
+
+    def _forward_and_backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, bool]:
+        """Compute the gradients of a step; return what it adds to the sums, and whether to leave it out."""
+        args, skip = self.args, self.args.nan == "skip"
+        seed_step(args.seed, self.epoch, self.step, self.accelerator.process_index)
+        buffers = [(buffer, buffer.clone()) for buffer in self.task.buffers()] if skip else []
+        with self.context():
+            out = self._wrapped_task(images, labels)
+        loss, criterion, per_stage = out["loss"].detach(), out["criterion_loss"], out["mfd_per_stage"]
+        self._guard.watch(self.step, loss, criterion, per_stage if args.mfd_weight else per_stage[:0])
+        self.accelerator.backward(out["loss"])
+        parts = torch.cat([torch.stack([torch.ones_like(loss), loss, criterion, out["mfd_loss"]]), per_stage])
+        if not skip:
+            return parts, False
+        bad = self._guard.bad_step(wait=True) is not None
+        if self.accelerator.scaler is None:  # which has its own way with gradients that are not finite
+            bad |= not all_finite([p.grad for p in self.task.parameters() if p.grad is not None])
+        bad = bool(self._agree([int(bad)])[0])
+        if bad:
+            for buffer, before in buffers:  # batch norms have seen the batch
+                buffer.copy_(before)
+        return parts, bad
+
+    def _means(self) -> dict[str, Any]:
+        steps, *sums = self.accelerator.reduce(self._sums, "sum").tolist()
+        if steps == 0:
+            self._fail(None, "the loss or gradient of every step")
+        loss, criterion, mfd, *per_stage = (value / steps for value in sums)
+        return {
+            "loss": loss,
+            "criterion_loss": criterion,
+            "mfd_loss": mfd,
+            # NaN stands for "not computed" and has no place in JSON.
+            "mfd_per_stage": per_stage if self.args.mfd_weight else [None] * len(per_stage),
+            "lr": self.args.learning_rate(self.epoch),
+            "images_per_second": round(len(self.loader) * self.loader.batch_size / self._seconds, 1),
+            "skipped_steps": self.step - round(steps / self.accelerator.num_processes),
+        }
+
+    def _stop(self, signum: int) -> NoReturn:
+        where = f"in epoch {self.epoch + 1} after step {self.step} of {len(self.loader)}"
+        kept = "" if self.save() else ", with an older checkpoint"
+        name = signal.Signals(signum).name
+        raise Stopped(f"{name}: stopped {where}; go on with --resume {self.folder}{kept}", signum)
+
+    def _fail(self, bad_step: BadStep | None, otherwise: str) -> NoReturn:
+        """Raise an error that names what is not finite, a loss or something else; all processes call it."""
+        found: list[BadStep | None] = [bad_step]
+        if self.accelerator.num_processes > 1:
+            found = [None] * self.accelerator.num_processes
+            dist.all_gather_object(found, bad_step)
+        bad_step = next((bad for bad in found if bad is not None), None)
+        on_main_process(partial(self._raise, bad_step, otherwise))
+        raise AssertionError("unreachable")
+
+    def _raise(self, bad_step: BadStep | None, otherwise: str) -> NoReturn:
+        epoch, step = self.epoch + 1, (self.step - 1 if bad_step is None else bad_step.step) + 1
+        what = otherwise if bad_step is None else bad_step.culprits(self.stages)
+        details = {
+            "epoch": epoch,
+            "step": step,
+            "criterion_loss": None if bad_step is None else str(bad_step.criterion),
+            "mfd_per_stage": [] if bad_step is None else list(map(str, bad_step.per_stage)),
+            "image_indices": self.loader.batch_indices(self.epoch, step - 1),
+        }
+        with suppress(OSError):
+            write_text(self.folder / "nonfinite.json", to_json(details))
+        path = self.folder / CHECKPOINT
+        kept = f"{path} keeps the last good state" if path.exists() else "there is no checkpoint yet"
+        raise FloatingPointError(
+            f"not finite: {what} in step {step} of epoch {epoch}; the images of the batch are in "
+            f"{self.folder / 'nonfinite.json'}, {kept}; try a lower --lr, or --nan skip"
+        )
+
+    def _write_metrics(self) -> None:
+        try:
+            write_text(self.folder / "metrics.jsonl", "".join(to_json(line, indent=None) for line in self.metrics))
+        except OSError as error:
+            self._say(f"warning: metrics.jsonl is not up to date: {error}")
+
+    def _say(self, message: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(message, file=sys.stderr)
