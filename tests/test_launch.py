@@ -1,14 +1,15 @@
-"""One-line errors, run folders that are never overwritten, and the cores of the machine."""
+"""One-line errors, the processes that were asked for, the cores of the machine, and random numbers."""
 
-import json
 import os
+import subprocess
+import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from timm_mfd.launch import claim_run_dir, one_line_errors, prepare_cpu, to_json
+from timm_mfd.interruption import Stopped
+from timm_mfd.launch import follow_launcher, one_line_errors, prepare_cpu, seed_step, start_all_processes
 
 
 def test_user_errors_become_one_line_and_exit_code_one(capsys):
@@ -28,33 +29,6 @@ def test_an_error_out_of_a_decoding_process_loses_that_processs_traceback():
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError), one_line_errors(ValueError):
         _ = 1 / 0
-
-
-def test_a_run_claims_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(time, "strftime", lambda _: "now")
-    names = [claim_run_dir(None, "local-dir:a/b c-mfd1", {"a": 1}).name for _ in range(3)]
-    assert names == ["local-dir-a-b-c-mfd1-now", "local-dir-a-b-c-mfd1-now-1", "local-dir-a-b-c-mfd1-now-2"]
-    assert json.loads((tmp_path / "runs" / names[2] / "args.json").read_text()) == {"a": 1}
-    (tmp_path / "empty").mkdir()
-    assert claim_run_dir("empty", "x", {}) == Path("empty")
-
-
-def test_a_folder_that_holds_something_is_refused_and_untouched(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("keep")
-    for folder in (tmp_path, file):
-        with pytest.raises(FileExistsError, match="is not an empty folder; nothing was changed"):
-            claim_run_dir(str(folder), "x", {})
-    (tmp_path / "args.json").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds another run"):
-        claim_run_dir(str(tmp_path), "x", {})
-    assert (file.read_text(), (tmp_path / "args.json").read_text()) == ("keep", "mine")
-
-
-def test_json_refuses_what_other_readers_cannot_read():
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        to_json({"loss": float("nan")})
 
 
 def test_an_interruption_is_one_line(capsys):
@@ -78,3 +52,106 @@ def test_the_launchers_single_thread_is_undone_and_a_chosen_number_is_kept(monke
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     prepare_cpu()
     assert chosen == [4]
+
+
+def test_an_orderly_stop_has_the_shells_exit_code_and_one_line(capsys):
+    with pytest.raises(SystemExit) as exit_, one_line_errors():
+        raise Stopped("kept", 15)
+    assert exit_.value.code == 143
+    assert capsys.readouterr().err.strip().endswith(": kept")
+
+
+def test_another_process_that_died_is_one_line_and_other_runtime_errors_are_not(monkeypatch):
+    gloo = RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer [127.0.0.1]:1")
+    with pytest.raises(RuntimeError), one_line_errors():
+        raise gloo
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    with pytest.raises(SystemExit, match="another process of the run ended"), one_line_errors():
+        raise gloo
+    with pytest.raises(RuntimeError, match="shape"), one_line_errors():
+        raise RuntimeError("shape")
+
+
+def test_a_kernel_that_is_not_deterministic_is_named():
+    with pytest.raises(SystemExit, match="--deterministic: max_pool3d_backward has no"), one_line_errors():
+        raise RuntimeError("max_pool3d_backward does not have a deterministic implementation, but you set ...")
+
+
+def test_dropout_is_a_function_of_seed_epoch_step_and_process():
+    def draw(*position):
+        seed_step(*position)
+        return torch.rand(4).tolist()
+
+    positions = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 1, 1, 0), (0, 11, 0, 0)]
+    drawn = [draw(*position) for position in positions]
+    assert len({tuple(numbers) for numbers in drawn}) == len(positions)
+    assert [draw(*position) for position in positions] == drawn
+
+
+FAKE_LAUNCHER = """
+import os, subprocess, sys
+environment = os.environ | {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+process = subprocess.Popen([sys.executable, *sys.argv[sys.argv.index("SCRIPT") + 1:]], env=environment)
+sys.exit(process.wait())
+"""
+
+
+def test_all_processes_that_accelerate_was_asked_for_start_on_a_cpu(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\n"
+        "from timm_mfd.launch import start_all_processes\n"
+        "start_all_processes()\n"
+        f"open(os.path.join({str(tmp_path)!r}, os.environ.get('RANK', 'alone')), 'w').write(' '.join(sys.argv[1:]))\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if "RANK" not in key and "WORLD" not in key}
+
+    def launch(*flags):
+        command = [sys.executable, "-c", FAKE_LAUNCHER, *flags, "SCRIPT", str(script), "--num_processes", "3"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    for flags in (["--num_processes", "2"], ["--num-processes=2"]):
+        result = launch(*flags)
+        assert result.returncode == 0, result.stderr
+        written = {path.name: path.read_text() for path in tmp_path.iterdir() if path != script}
+        assert written == {"0": "--num_processes 3", "1": "--num_processes 3"}
+        for name in written:
+            (tmp_path / name).unlink()
+    result = launch()
+    assert result.returncode != 0
+    assert "torchrun --nproc-per-node N" in result.stderr
+    assert list(tmp_path.iterdir()) == [script]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_training_ends_when_its_launcher_is_killed_alone(tmp_path):
+    child = (
+        "import signal, sys, time\n"
+        "from timm_mfd.launch import follow_launcher\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (open({str(tmp_path / 'told')!r}, 'w').close(), sys.exit()))\n"
+        "follow_launcher()\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    environment = os.environ | {"ACCELERATE_MIXED_PRECISION": "no"}
+    process = subprocess.Popen([sys.executable, "-c", parent], env=environment)
+    wait_for(tmp_path / "ready")
+    process.kill()
+    process.wait()
+    wait_for(tmp_path / "told")
+
+
+def test_nothing_follows_a_shell(monkeypatch):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("ctypes.CDLL", None)  # would raise
+    follow_launcher()
+    start_all_processes()
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.02)

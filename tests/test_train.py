@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,8 +51,9 @@ def launch(*flags, processes=1, timeout=120):
 def test_a_run_leaves_the_promised_folder_and_a_model_that_loads(folder_dataset, capsys):
     run_dir = run(dataset="folder", data_dir=str(folder_dataset), epochs=2, milestones=(1,))
     assert sorted(path.name for path in run_dir.iterdir()) == [
-        "args.json", "curves.png", "metrics.jsonl", "model", "summary.json",
+        "args.json", "checkpoint", "curves.png", "metrics.jsonl", "model", "summary.json",
     ]  # fmt: skip
+    assert sorted(path.name for path in (run_dir / "checkpoint").iterdir()) == ["lock", "state.safetensors"]
     args = json.loads((run_dir / "args.json").read_text())
     assert (args["dataset"], args["epochs"], args["mfd_weight"]) == ("folder", 2, 1.0)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -62,6 +62,7 @@ def test_a_run_leaves_the_promised_folder_and_a_model_that_loads(folder_dataset,
     for line in lines:
         assert set(line) == {
             "epoch", "top1", "top5", "loss", "criterion_loss", "mfd_loss", "mfd_per_stage", "lr", "images_per_second",
+            "skipped_steps",
         }  # fmt: skip
         assert line["loss"] == pytest.approx(line["criterion_loss"] + line["mfd_loss"], abs=1e-5)
         assert line["mfd_loss"] == pytest.approx(sum(line["mfd_per_stage"]), abs=1e-5)
@@ -144,12 +145,6 @@ def test_optimizer_settings_reach_the_weights(folder_dataset):
         torch.testing.assert_close(trained[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_default_milestones_are_the_papers_at_100_epochs():
-    assert train.checked(train.Args(epochs=100)).milestones == (30, 60, 90)
-    assert train.checked(train.Args(epochs=2)).milestones == (1, 2)
-    assert train.checked(train.Args(epochs=1)).milestones == (1,)
-
-
 def test_a_saved_model_can_be_trained_further(folder_dataset):
     first = run(dataset="folder", data_dir=str(folder_dataset))
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -169,12 +164,6 @@ def test_a_transformer_is_built_for_the_size_of_the_images_and_loads_again(folde
     assert timm.create_model(f"local-dir:{run_dir}/model", pretrained=True)(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 
 
-def test_a_diverged_run_stops_with_one_line_and_exports_nothing(folder_dataset):
-    with pytest.raises(SystemExit, match=r"the loss is (nan|inf) in epoch \d; try a lower --lr"):
-        run(dataset="folder", data_dir=str(folder_dataset), lr=1e30, epochs=3)
-    assert not Path("run/model").exists()
-
-
 def test_stems_follow_the_paper_unless_chosen(folder_dataset, capsys):
     for stem, first_side in (("auto", "16x16"), ("imagenet", "8x8")):
         run(
@@ -188,47 +177,13 @@ def test_stems_follow_the_paper_unless_chosen(folder_dataset, capsys):
         assert f"0  act1                      64  {first_side}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model": "resnt18_mfd"}, "unknown model 'resnt18_mfd'; did you mean resnet18_mfd"),
-        ({"model": "resnet18", "stem": "cifar"}, "'resnet18' takes no stem"),
-        ({"dataset": "digit"}, "unknown dataset 'digit'; did you mean digits?"),
-        ({"dataset": "cifar10"}, "needs a data directory (--data-dir)"),
-        ({"dataset": "folder", "data_dir": "/no/such"}, "'/no/such' does not exist"),
-        ({"mfd_weight": -1.0}, "weight must be a finite number >= 0, not -1"),
-        ({"mfd_weight": float("nan")}, "not nan"),
-        ({"stages": (0, 9)}, "stage index 9 is out of range: the model has stages 0 to 4"),
-        ({"epochs": 0}, "--epochs must be at least 1, not 0"),
-        ({"lr": float("nan")}, "--lr must be a finite number above 0, not nan"),
-        ({"seed": -1}, "--seed must be in [0, 2^32), not -1"),
-        ({"data_dir": "images"}, "'digits' is built in and does not read 'images'"),
-        ({"batch_size": 1}, "--batch-size must be at least 2, not 1"),
-        ({"model": "inception_v3"}, "InceptionV3 does not take images of 8x8"),
-        ({"model": "resnet18_mfd", "pretrained": True}, "'resnet18_mfd' has no published weights"),
-        ({"weight_decay": -1.0}, "--weight-decay must be"),
-        ({"ema_decay": 1.0}, "--ema-decay must be in [0, 1), not 1.0"),
-        ({"milestones": (5, 3)}, "--milestones must be increasing epochs above 0, not 5 3"),
-        ({"batch_size": 5000}, "batch size 5000 is larger than the 1437 training images"),
-        ({"workers": -1}, "--workers must be at least 0"),
-        ({"dataset": "folder", "image_size": 0}, "--image-size must be at least 1"),
-        ({"tracker": "wandb"}, "--tracker wandb is not installed"),
-    ],
-)
-def test_mistakes_end_in_one_line_and_write_nothing(change, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(SystemExit) as exit_:
-        train.main(replace(train.Args(model="test_resnet", output_dir="run"), **change))
-    assert message in str(exit_.value.code)
-    assert "\n" not in str(exit_.value.code)
-    assert list(tmp_path.glob("run*")) == []
-
-
 def test_a_folder_with_another_run_is_refused_and_untouched(folder_dataset):
     run_dir = run(dataset="folder", data_dir=str(folder_dataset))
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(SystemExit, match="holds another run; nothing was changed"):
+    with pytest.raises(
+        SystemExit, match="holds another run; nothing was changed, choose a new folder or go on with --resume auto"
+    ):
         run(dataset="folder", data_dir=str(folder_dataset))
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
@@ -243,15 +198,6 @@ def test_an_undecodable_image_is_named_from_a_decoding_process(folder_dataset):
     )  # fmt: skip
     assert result.returncode != 0
     assert f"train.py: error: cannot decode {broken}: not an image" in result.stderr.splitlines()
-
-
-def test_an_undecodable_held_out_image_is_named_before_anything_is_written(folder_dataset):
-    (folder_dataset / "val" / "bee" / "2.png").write_bytes(b"no image")
-    for loader in ("workers", "resident"):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        with pytest.raises(SystemExit, match=r"cannot decode .*val/bee/2.png: not an image"):
-            run(dataset="folder", data_dir=str(folder_dataset), loader=loader)
-        assert not Path("run").exists()
 
 
 def test_two_processes_give_the_weights_of_one_with_the_same_batches(folder_dataset):

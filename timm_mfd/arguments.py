@@ -86,7 +86,7 @@ class Args:
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 0."""
-        return self.lr * 0.1 ** sum(milestone <= epoch for milestone in self.milestones or ())
+        return self.lr / 10 ** sum(milestone <= epoch for milestone in self.milestones or ())
 
     def checked(self) -> "Args":
         """Fill in the default milestones, and refuse what cannot train.

@@ -30,7 +30,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
         _remove_abandoned(path)
     try:
         partial.touch()
-        mode = partial.stat().st_mode & 0o777  # as the user has it for new files; safetensors has its own idea
+        mode = partial.stat().st_mode & 0o777  # as the user has it for new files; safetensors makes private ones
         yield partial
         os.chmod(partial, mode)
         _flush(partial)

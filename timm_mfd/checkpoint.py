@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.task import TrainingTask
 from torch import Tensor
 
@@ -57,8 +57,9 @@ def write(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            save_file(on_cpu, partial, metadata=header)
-    except (OSError, SafetensorError) as error:
+            # Not save_file: it writes to a hidden file of its own first, which a kill would leave behind.
+            partial.write_bytes(save(on_cpu, metadata=header))
+    except OSError as error:
         raise OSError(f"cannot write the checkpoint {path}: {error}") from None
 
 
@@ -78,6 +79,8 @@ def read(path: Path) -> Checkpoint:
         >>> checkpoint.read(Path("checkpoint/state.safetensors")).record["epoch"]
         3
     """
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

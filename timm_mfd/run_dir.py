@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -10,14 +11,14 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from .atomic import replacing
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
-_held: list[IO[bytes]] = []  # open lock files, until the process ends
+_held: list[int] = []  # descriptors of lock files, open until the process ends
 _PACKAGES = ("timm_mfd", "torch", "timm", "torchvision", "accelerate", "safetensors", "numpy", "pillow")
 
 
@@ -86,15 +87,15 @@ def hold(path: Path) -> None:
     except ImportError:  # not on this system
         return
     (path / CHECKPOINT).parent.mkdir(exist_ok=True)
-    lock = (path / CHECKPOINT).with_name("lock").open("wb")
+    lock = os.open((path / CHECKPOINT).with_name("lock"), os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         # Of this process alone: decoding processes that outlive it for a moment do not have it.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.close()
+        os.close(lock)
         raise FileExistsError(f"{path}: another process writes into this run; nothing was changed") from None
     except OSError:  # a file system without locks
-        lock.close()
+        os.close(lock)
         return
     _held.append(lock)
 

@@ -1,0 +1,52 @@
+"""A file holds its old content or its new one, and nothing else is left behind."""
+
+import os
+import time
+
+import pytest
+
+from timm_mfd.atomic import replacing
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_new_content_replaces_the_old(tmp_path, shared):
+    path = tmp_path / "file"
+    for text in ("old", "new"):
+        with replacing(path, shared) as partial:
+            partial.write_text(text)
+            assert not path.exists() or path.read_text() == "old"
+        assert path.read_text() == text
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failure_keeps_the_old_content(tmp_path, shared, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(error), replacing(path, shared) as partial:
+        partial.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_killed_process_left_is_written_over_or_removed(tmp_path):
+    (tmp_path / "file.partial").write_text("a long half that was left behind")
+    with replacing(tmp_path / "file") as partial:
+        partial.write_text("new")
+    assert (tmp_path / "file").read_text() == "new"
+    for name, age in (("old", 7200), ("young", 60)):
+        (tmp_path / f"file.{name}.partial").write_text("half")
+        os.utime(tmp_path / f"file.{name}.partial", (time.time() - age,) * 2)
+    with replacing(tmp_path / "file", shared=True) as partial:
+        partial.write_text("newer")
+    assert sorted(os.listdir(tmp_path)) == ["file", "file.young.partial"]
+
+
+def test_the_mode_is_that_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    with replacing(tmp_path / "file") as partial:
+        partial.write_text("x")
+        partial.chmod(0o600)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -1,0 +1,353 @@
+"""A run that is stopped, resumed, poisoned or out of disk: what is kept, what is said, and that the bits agree."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import train
+from accelerate.state import AcceleratorState
+
+from timm_mfd import checkpoint, data, training
+from timm_mfd.run_dir import CHECKPOINT
+
+
+@pytest.fixture(autouse=True)
+def _fresh_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def run(output_dir="run", **kwargs):
+    """Digits in 11 steps an epoch."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    defaults = {"model": "test_resnet", "epochs": 3, "lr": 0.05, "ema_decay": 0.9, "output_dir": output_dir}
+    train.main(train.Args(**(defaults | kwargs)))
+    return None if output_dir is None else Path(output_dir)
+
+
+def outcome(run_dir):
+    """All that a run leaves, without what tells its speed or its way."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    for content in (*lines, summary):
+        content.pop("images_per_second")
+    summary.pop("seconds")
+    tensors, record = checkpoint.read(run_dir / CHECKPOINT)
+    weights = {name: tensor.reshape(-1).view(torch.uint8).tolist() for name, tensor in tensors.items()}
+    return (run_dir / "model" / "model.safetensors").read_bytes(), lines, summary, weights, record["before"]
+
+
+def at_step(monkeypatch, wanted, act):
+    """Call `act` at the start of a step, counted over the run."""
+    real, steps = training.seed_step, []
+
+    def seed_step(*position):
+        steps.append(position)
+        if len(steps) == wanted:
+            act()
+        real(*position)
+
+    monkeypatch.setattr(training, "seed_step", seed_step)
+    return steps
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.fixture
+def dropout(monkeypatch):
+    """A model whose every step draws random numbers."""
+    real = train.create_model
+    monkeypatch.setattr(train, "create_model", lambda *args, **kwargs: real(*args, **kwargs, drop_rate=0.5))
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "step"), [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 15), (signal.SIGTERM, 143, 22)]
+)
+def test_a_signal_stops_between_two_steps_and_resuming_gives_the_same_bits(
+    number, code, step, monkeypatch, capsys, dropout
+):
+    whole = outcome(run("whole"))
+    with monkeypatch.context() as patch:
+        steps = at_step(patch, step, send(number))
+        with pytest.raises(SystemExit) as exit_:
+            run("cut")
+    assert exit_.value.code == code
+    assert len(steps) == step
+    said = capsys.readouterr().err
+    assert f"{number.name}: stopped in epoch {(step - 1) // 11 + 1} after step {(step - 1) % 11 + 1} of 11" in said
+    assert "go on with --resume cut" in said
+    assert not Path("cut/model").exists()
+    steps = at_step(monkeypatch, -1, None)
+    run("cut", resume="auto")
+    assert len(steps) == 33 - step
+    assert outcome(Path("cut")) == whole
+
+
+def test_a_run_stopped_many_times_and_resumed_by_path_gives_the_same_bits(monkeypatch, dropout):
+    whole = outcome(run("whole", checkpoint_minutes=0.0))
+    resume = None
+    for step in (3, 4, 1, 9, 7):
+        with monkeypatch.context() as patch:
+            at_step(patch, step, send(signal.SIGTERM))
+            with pytest.raises(SystemExit):
+                run("cut", resume=resume)
+        resume = "cut"
+    run(None, resume="cut/checkpoint")
+    assert outcome(Path("cut")) == whole
+
+
+def test_a_signal_during_the_evaluation_loses_no_step(monkeypatch, capsys):
+    whole = outcome(run("whole"))
+    evaluations = []
+    real = train.EvalLoader.__iter__
+
+    def iterate(self):
+        evaluations.append(self)
+        if len(evaluations) == 3:  # the first is of the correlations before training
+            send(signal.SIGTERM)()
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.EvalLoader, "__iter__", iterate)
+        with pytest.raises(SystemExit) as exit_:
+            run("cut")
+    assert exit_.value.code == 143
+    assert "epoch 2 is trained but not evaluated; go on with --resume cut" in capsys.readouterr().err
+    steps = at_step(monkeypatch, -1, None)
+    run("cut", resume="auto")
+    assert len(steps) == 11
+    assert outcome(Path("cut")) == whole
+
+
+def test_the_state_is_written_as_often_as_asked(monkeypatch):
+    written = []
+    real = checkpoint.write
+    monkeypatch.setattr(
+        checkpoint, "write", lambda path, tensors, record: written.append((record["epoch"], record["step"]))
+        or real(path, tensors, record),
+    )  # fmt: skip
+    run("seldom", epochs=2)
+    assert written == [(0, 11), (1, 11)]
+    written.clear()
+    run("often", epochs=1, checkpoint_minutes=0.0)
+    assert written == [*((0, step) for step in range(1, 12)), (0, 11)]
+
+
+def test_auto_begins_a_run_then_goes_on_with_it_and_knows_when_it_is_finished(monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, send(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            run(None, resume="auto")
+    (folder,) = Path("runs").iterdir()
+    run(None, resume="auto")
+    assert [*Path("runs").iterdir()] == [folder]
+    assert f"resuming in {folder}" in capsys.readouterr().out
+    before = (folder / "summary.json").read_bytes()
+    run(str(folder), resume="auto")
+    assert f"{folder} is finished; to train on for more epochs, choose a new --output-dir" in capsys.readouterr().out
+    assert (folder / "summary.json").read_bytes() == before
+    run(None, resume="auto")
+    assert len([*Path("runs").iterdir()]) == 2, "a finished run is not gone on with"
+
+
+def test_a_finished_run_goes_on_in_a_new_folder_as_if_it_had_been_longer(dropout):
+    whole = outcome(run("whole", epochs=4, milestones=(1,)))
+    short = run("short", epochs=2, milestones=(1,))
+    before = outcome(short)
+    run("long", epochs=4, milestones=(1,), resume="short")
+    assert outcome(Path("long")) == whole
+    assert outcome(short) == before
+
+
+def test_what_an_interrupted_export_left_is_replaced(monkeypatch):
+    whole = outcome(run("whole", epochs=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "training_curves", lambda *_: send(signal.SIGINT)())
+        with pytest.raises(SystemExit, match="interrupted"):
+            run("cut", epochs=1)
+    (Path("cut/model/model.safetensors")).write_text("half")
+    Path("cut/model.partial").mkdir()
+    run("cut", epochs=1, resume="auto")
+    assert outcome(Path("cut")) == whole
+    assert not Path("cut/model.partial").exists()
+
+
+def poison(monkeypatch, steps, value=float("nan")):
+    """Put a bad pixel into the batches of some steps of the first epoch; each is poisoned once."""
+    real, left = data.TrainLoader.epoch, set(steps)
+
+    def epoch(self, epoch, start=0):
+        for step, (images, labels) in enumerate(real(self, epoch, start), start):
+            if epoch == 0 and step in left:
+                left.remove(step)
+                images = images.clone()
+                images[0, 0, 0, 0] = value
+            yield images, labels
+
+    monkeypatch.setattr(data.TrainLoader, "epoch", epoch)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_stage_step_and_images(monkeypatch):
+    poison(monkeypatch, [6])
+    with pytest.raises(SystemExit) as exit_:
+        run(checkpoint_minutes=0.0)
+    message = str(exit_.value.code)
+    assert "error: not finite: the MFD loss of stage 0 (nan) and the MFD loss of stage 1 (nan) and 4 more" in message
+    assert "in step 7 of epoch 1; the images of the batch are in run/nonfinite.json" in message
+    assert "run/checkpoint/state.safetensors keeps the last good state" in message
+    assert "\n" not in message
+    details = json.loads(Path("run/nonfinite.json").read_text())
+    loader = data.TrainLoader(data.load_dataset("digits"), 128, seed=0, device=torch.device("cpu"))
+    order = data.augmentation.plan_epoch(1437, seed=0, epoch=0, pad=1, flip=False).order
+    assert details["image_indices"] == order[6 * 128 : 7 * 128].tolist() == loader.batch_indices(0, 6)
+    assert (details["epoch"], details["step"], details["criterion_loss"]) == (1, 7, "nan")
+    tensors, record = checkpoint.read(Path("run") / CHECKPOINT)
+    assert (record["epoch"], record["step"]) == (0, 6)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert not Path("run/model").exists()
+
+
+def test_the_run_goes_on_from_the_last_good_state_as_if_nothing_had_happened(monkeypatch):
+    whole = outcome(run("whole"))
+    with monkeypatch.context() as patch:
+        poison(patch, [6])
+        with pytest.raises(SystemExit):
+            run("cut", checkpoint_minutes=0.0)
+    run("cut", resume="auto")
+    assert outcome(Path("cut")) == whole
+
+
+def test_a_bad_batch_can_be_left_out_without_a_trace_in_weights_or_statistics(monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        poison(patch, [2, 5])
+        run_dir = run(nan="skip", epochs=1)
+    line = json.loads((run_dir / "metrics.jsonl").read_text())
+    assert line["skipped_steps"] == 2
+    assert capsys.readouterr().err.count("not finite") == 2
+    # The same steps by hand, without the two.
+    train.set_seed(0)
+    model = timm.create_model("test_resnet", num_classes=10).to(memory_format=torch.channels_last)
+    task = train.MFDClassificationTask(model, verbose=False).train()
+    task.setup_ema(decay=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    loader = data.TrainLoader(data.load_dataset("digits"), 128, seed=0, device=torch.device("cpu"))
+    losses = []
+    for step, (images, labels) in enumerate(loader.epoch(0)):
+        if step not in (2, 5):
+            out = task(images, labels)
+            optimizer.zero_grad()
+            out["loss"].backward()
+            optimizer.step()
+            task.update_ema()
+            losses.append(out["loss"].item())
+    assert line["loss"] == pytest.approx(sum(losses) / 9, rel=1e-4)
+    saved = checkpoint.read(run_dir / CHECKPOINT).tensors
+    for name, value in checkpoint.tensors_of(task, optimizer).items():
+        torch.testing.assert_close(saved[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_leaving_out_gives_up_when_nothing_but_bad_batches_come(monkeypatch):
+    poison(monkeypatch, range(11))
+    with pytest.raises(SystemExit, match="not finite: the loss or gradient of 10 steps in a row in step 10 of epoch 1"):
+        run(nan="skip", checkpoint_minutes=0.0)
+
+
+def test_weights_that_are_not_finite_are_never_saved(monkeypatch):
+    """The loss is finite, its gradient is not."""
+    real = train.MFDClassificationTask.forward
+
+    def forward(self, images, labels):
+        out = real(self, images, labels)
+        weight = self.model.fc.weight
+        # The square root of an exact 0 has an infinite slope, times 0 it is no number.
+        return out | {"loss": out["loss"] + 0 * (weight * 0).sum().sqrt()}
+
+    monkeypatch.setattr(train.MFDClassificationTask, "forward", forward)
+    with pytest.raises(SystemExit, match="not finite: a weight in step 1 of epoch 1"):
+        run(checkpoint_minutes=0.0)
+    assert not (Path("run") / CHECKPOINT).exists()
+
+
+def test_a_learning_rate_that_diverges_ends_in_one_line():
+    with pytest.raises(SystemExit, match=r"not finite: .* in step \d+ of epoch 1; .*; try a lower --lr"):
+        run(lr=1e30)
+    assert not Path("run/model").exists()
+
+
+def test_a_model_that_learned_nothing_is_called_so(capsys):
+    run_dir = run(lr=1e-12, epochs=1, ema_decay=0.0)
+    (warning,) = json.loads((run_dir / "summary.json").read_text())["warnings"]
+    assert "the model is constant" in warning or "learned nothing" in warning
+    assert f"warning: {warning}" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_step_and_keeps_the_last_checkpoint(monkeypatch, capsys):
+    whole = outcome(run("whole", checkpoint_minutes=0.0))
+    real, calls = checkpoint.write, []
+
+    def write(path, tensors, record):
+        calls.append((record["epoch"], record["step"]))
+        partial = path.with_name(f"{path.name}.partial")
+        if 4 <= len(calls) <= 6:
+            partial.symlink_to("/dev/full")  # every write fails as on a full disk
+        real(path, tensors, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write", write)
+        at_step(patch, 6, send(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            run("cut", checkpoint_minutes=0.0)
+    said = capsys.readouterr().err
+    assert said.count("No space left on device; the previous checkpoint is kept") == 3
+    assert "go on with --resume cut, with an older checkpoint" in said
+    assert checkpoint.read(Path("cut") / CHECKPOINT).record["step"] == 3
+    run("cut", resume="auto", checkpoint_minutes=0.0)
+    assert outcome(Path("cut")) == whole
+
+
+def test_decoding_processes_that_die_of_the_same_signal_lose_no_step(folder_dataset, monkeypatch):
+    arguments = {"dataset": "folder", "data_dir": str(folder_dataset), "batch_size": 8, "image_size": 32}
+    whole = outcome(run("whole", **arguments))
+    real = data.TrainLoader.epoch
+
+    def epoch(self, epoch, start=0):
+        for step, batch in enumerate(real(self, epoch, start), start):
+            if (epoch, step) == (1, 1):
+                send(signal.SIGTERM)()
+                raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data.TrainLoader, "epoch", epoch)
+        with pytest.raises(SystemExit) as exit_:
+            run("cut", **arguments)
+    assert exit_.value.code == 143
+    run("cut", resume="auto", **arguments)
+    assert outcome(Path("cut")) == whole
+
+
+def test_arguments_versions_commit_and_device_are_on_record():
+    content = json.loads((run(epochs=1) / "args.json").read_text())
+    assert content["model"] == "test_resnet"
+    assert content["environment"]["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert {"device", "processes", "git_commit", "python", "system"} <= content["environment"].keys()
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["samples"] == [2048, 512, 128, 128, 128]
+    assert summary["noise_floor"][0] == 1 / 2047
+
+
+def test_deterministic_kernels_are_on_when_asked_for(monkeypatch):
+    seen = []
+    at_step(monkeypatch, 1, lambda: seen.append(torch.are_deterministic_algorithms_enabled()))
+    try:
+        run(epochs=1, deterministic=True)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [True]
