@@ -97,8 +97,8 @@ def test_names_do_not_depend_on_compilation():
 @pytest.mark.parametrize(
     ("other", "culprit"),
     [
-        ({"num_classes": 4}, "state_dict/fc.bias has shape (3,) there, (4,) here"),
-        ({"model": "test_efficientnet"}, "has shape"),
+        ({"num_classes": 4}, "state_dict/fc.bias is (3,) there and (4,) here"),
+        ({"model": "test_efficientnet"}, "missing here"),
         ({"ema": False}, "state_dict_ema/"),
     ],
 )

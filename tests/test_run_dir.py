@@ -127,8 +127,8 @@ def test_the_environment_names_versions_device_and_commit():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"processes": 4}, "cannot resume with other processes: 4 now, 2 when the run began"),
-        ({"device_type": "cuda"}, "cannot resume with other kind of device: cuda now, cpu when the run began"),
+        ({"processes": 4}, "cannot resume on another number of processes: 4 now, 2 when the run began"),
+        ({"device_type": "cuda"}, "cannot resume on another kind of device: cuda now, cpu when the run began"),
     ],
 )
 def test_another_number_of_processes_or_kind_of_device_is_refused(change, message):

@@ -138,10 +138,8 @@ def restore(task: TrainingTask, optimizer: torch.optim.Optimizer, tensors: Mappi
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     wrong += [f"optimizer/{number}" for number in state if number >= len(parameters)]
     if wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"the checkpoint is of another model: {name} has shape {found.get(name)} there, {expected.get(name)} here"
-        )
+        there, here = (shapes.get(wrong[0], "missing") for shapes in (found, expected))
+        raise ValueError(f"the checkpoint is of another model: {wrong[0]} is {there} there and {here} here")
     task.load_checkpoint_state(entries["state_dict"], entries.get("task_state"))
     if task.has_ema():
         task.load_checkpoint_state(entries["state_dict_ema"], entries.get("task_state_ema"), ema=True)

@@ -184,11 +184,16 @@ def check_same(now: dict[str, Any], data: str, before: Mapping[str, Any]) -> Non
         ValueError: If the number of processes, the kind of device or the data differ.
     """
     was = before["environment"]
-    for key, words in (("processes", "processes"), ("device_type", "kind of device")):
+    for key, words in (("processes", "number of processes"), ("device_type", "kind of device")):
         if now[key] != was[key]:
-            raise ValueError(f"cannot resume with other {words}: {now[key]} now, {was[key]} when the run began")
+            raise ValueError(
+                f"cannot resume on another {words}: {now[key]} now, {was[key]} when the run began; "
+                "start it as it was, or begin a new run without --resume"
+            )
     if data != before["data"]:
-        raise ValueError("cannot resume: the data set is not the one that the run began with")
+        raise ValueError(
+            "cannot resume: the data set is not the one that the run began with; restore it, or begin a new run"
+        )
     now, was = now | now["packages"], was | was["packages"]
     others = [key for key in ("device", "cpu_threads", *_PACKAGES, "git_commit") if now.get(key) != was.get(key)]
     if others:
