@@ -1,16 +1,36 @@
-"""Run a function of a test module in several gloo processes."""
+"""Functions of a test module in processes of their own, which start where the imports are already done."""
 
+import multiprocessing
+import os
+import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["train", "sklearn.datasets", "sklearn.model_selection"])
+
+
+def start_process(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """Start a process that calls a function which it can import."""
+    process = _CONTEXT.Process(target=function, args=arguments)
+    # The server that it is forked from, started by the first call, looks for modules nowhere else.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        process.start()
+    return process
+
 
 def run_processes(function: Callable[..., Any], processes: int, folder: Path, *arguments: Any) -> list[Any]:
-    """Call `function(rank, processes, *arguments)` in each process and return what each returned."""
-    torch.multiprocessing.spawn(_enter, (function, processes, str(folder), arguments), nprocs=processes)
+    """Call `function(rank, processes, *arguments)` in several gloo processes and return what each returned."""
+    running = [start_process(_enter, rank, function, processes, str(folder), arguments) for rank in range(processes)]
+    for process in running:
+        process.join(timeout=120)
+        assert process.exitcode == 0
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(processes)]
 
 

@@ -98,7 +98,7 @@ def test_names_do_not_depend_on_compilation():
     ("other", "culprit"),
     [
         ({"num_classes": 4}, "state_dict/fc.bias is (3,) there and (4,) here"),
-        ({"model": "test_efficientnet"}, "missing here"),
+        ({"model": "test_efficientnet"}, "missing"),
         ({"ema": False}, "state_dict_ema/"),
     ],
 )

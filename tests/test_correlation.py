@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+from processes import run_processes
 from torch import nn
 
 from timm_mfd import MFDClassificationTask, MFDLoss, channel_correlation, correlation, mfd_loss
@@ -357,8 +358,7 @@ class Stages(nn.Module):
         return self.mfd(stages)
 
 
-def worker(rank, processes, dtype, center, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
+def train_share(rank, processes, dtype, center):
     layers, x = layers_and_data(dtype, processes)
     calls = []
     real = dist.all_reduce
@@ -371,14 +371,10 @@ def worker(rank, processes, dtype, center, folder):
         MFDLoss(weight=0)([x]), MFDLoss(sync=False)([x])
     # The processes leave out different positions, and still agree on the correlation of what they kept.
     bounded = MFDLoss(max_samples=60)([x.split(BATCHES[:processes])[rank].float()]).loss
-    torch.save(
-        {
-            "loss": out.loss.detach(), "gradients": [p.grad for p in layers.parameters()],
-            "collectives": (collectives, len(calls) - 2), "bounded": bounded,
-        },
-        f"{folder}/{rank}.pt",
-    )  # fmt: skip
-    dist.destroy_process_group()
+    return {
+        "loss": out.loss.detach(), "gradients": [p.grad for p in layers.parameters()],
+        "collectives": (collectives, len(calls) - 2), "bounded": bounded,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("center", ["channel", "position"])
@@ -387,15 +383,14 @@ def worker(rank, processes, dtype, center, folder):
 def test_processes_with_uneven_batches_give_the_loss_and_averaged_gradient_of_one(
     processes, dtype, tolerance, center, tmp_path
 ):
-    torch.multiprocessing.spawn(worker, (processes, dtype, center, str(tmp_path)), nprocs=processes)
+    results = run_processes(train_share, processes, tmp_path, dtype, center)
     layers, x = layers_and_data(dtype, processes)
     steps = {5: 7, 2: 3, 1: 3}  # 5 x 64, 2 x 64 and 1 x 64 positions for at most 60, no step even
     kept = [part.float().double().flatten(2)[:, :, :: steps[len(part)]] for part in x.split(BATCHES[:processes])]
     kept = torch.cat([part.transpose(0, 1).flatten(1) for part in kept], 1).T[:, :, None, None]
     expected = Stages(layers.double(), MFDLoss(center=center))(x.double())
     expected.loss.backward()
-    for rank in range(processes):
-        result = torch.load(tmp_path / f"{rank}.pt")
+    for result in results:
         assert result["bounded"].item() == pytest.approx(reference_loss(kept).item(), rel=1e-4)
         assert result["loss"].item() == pytest.approx(expected.loss.item(), rel=tolerance)
         for gradient, parameter in zip(result["gradients"], layers.parameters(), strict=True):

@@ -1,18 +1,15 @@
 """The promise of a run: killed at any moment, however often, it ends with the bits of a run that never was."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 
 import pytest
-
-CONTEXT = multiprocessing.get_context("forkserver")  # each process starts where the imports are done
+from processes import start_process
 
 
 def train_in(folder, rank, processes, port, epochs):
@@ -42,12 +39,7 @@ def start(folder, processes, epochs):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = [
-        CONTEXT.Process(target=train_in, args=(str(folder), rank, processes, port, epochs)) for rank in range(processes)
-    ]
-    for process in started:
-        process.start()
-    return started
+    return [start_process(train_in, str(folder), rank, processes, port, epochs) for rank in range(processes)]
 
 
 def finish(folder, processes, epochs):
@@ -59,14 +51,6 @@ def finish(folder, processes, epochs):
     for line in lines:
         del line["images_per_second"]
     return (folder / "run" / "model" / "model.safetensors").read_bytes(), lines
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports_are_done_once():
-    CONTEXT.set_forkserver_preload(["train", "sklearn.datasets", "sklearn.model_selection"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server looks for modules nowhere else
-        yield
 
 
 @pytest.mark.parametrize(("processes", "kills"), [(1, 20), (2, 4), pytest.param(2, 20, marks=pytest.mark.slow)])

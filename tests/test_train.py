@@ -112,6 +112,7 @@ def test_mixed_precision_rounds_the_network_and_stages_keep_their_numbers(folder
         run_dir = run(
             dataset="folder",
             data_dir=str(folder_dataset),
+            image_size=64,
             mixed_precision=precision,
             stages=(0, 2),
             output_dir=precision,
@@ -121,7 +122,9 @@ def test_mixed_precision_rounds_the_network_and_stages_keep_their_numbers(folder
     assert all(len(line["mfd_per_stage"]) == 2 for line in losses)
     assert losses[0]["criterion_loss"] != losses[1]["criterion_loss"]
     assert losses[0]["criterion_loss"] == pytest.approx(losses[1]["criterion_loss"], rel=0.05)
-    assert "stage 2 " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "    2  layer2 " in shown
+    assert shown.count("warning: bf16 on a CPU") == 1
 
 
 def test_optimizer_settings_reach_the_weights(folder_dataset):

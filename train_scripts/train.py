@@ -135,6 +135,9 @@ def main(args: Args) -> None:
     accelerator.print(stage_table(stages, [tuple(shape[2:]) for _, shape in shapes], samples))
     for warning in sample_warnings(stages, samples) if args.mfd_weight else ():
         accelerator.print(f"warning: {warning}")
+    if device.type == "cpu" and args.mixed_precision == "bf16":
+        # oneDNN leaves the kernel positions that see only padding unwritten (torch 2.15).
+        accelerator.print("warning: bf16 on a CPU has wrong gradients for 3x3 convolutions of stride 2 on 1x1 maps")
     accelerator.print()
 
     # 4. Learning rate, order, augmentation and dropout are functions of the position: there is no scheduler.
