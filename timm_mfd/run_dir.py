@@ -7,7 +7,6 @@ import platform
 import shutil
 import subprocess
 import time
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -172,13 +171,16 @@ def changes(now: Mapping[str, Any], before: Mapping[str, Any], ignore: Collectio
     }
 
 
-def check_same(now: dict[str, Any], data: str, before: Mapping[str, Any]) -> None:
-    """Refuse to go on where a run would become another one, and warn where its bits may.
+def check_same(now: dict[str, Any], data: str, before: Mapping[str, Any]) -> str:
+    """Refuse to go on where a run would become another one.
 
     Args:
         now: What `environment` returns.
         data: Identity of the data set.
         before: Record of the checkpoint, with both as they were.
+
+    Returns:
+        What differs and may change the last bits of the result, in words; empty if nothing does.
 
     Raises:
         ValueError: If the number of processes, the kind of device or the data differ.
@@ -196,9 +198,7 @@ def check_same(now: dict[str, Any], data: str, before: Mapping[str, Any]) -> Non
         )
     now, was = now | now["packages"], was | was["packages"]
     others = [key for key in ("device", "cpu_threads", *_PACKAGES, "git_commit") if now.get(key) != was.get(key)]
-    if others:
-        words = ", ".join(f"{key} {now.get(key)} (was {was.get(key)})" for key in others)
-        warnings.warn(f"the result may differ in its last bits from a run without interruption: {words}", stacklevel=2)
+    return ", ".join(f"{key} {now.get(key)} (was {was.get(key)})" for key in others)
 
 
 def environment(device: torch.device, processes: int) -> dict[str, Any]:

@@ -140,6 +140,7 @@ class Training:
 
             bad_step = self._guard.bad_step()
             is_due = main_process and time.monotonic() - self._saved_at >= 60 * args.checkpoint_minutes
+            is_due &= self.step < len(self.loader)  # after the last step it is written anyway
             signum, due, failed = self._agree([stop.received, int(is_due), int(bad_step is not None)])
             if failed or skipped_in_a_row == SKIPS_IN_A_ROW:
                 self._fail(bad_step, f"the loss or gradient of {SKIPS_IN_A_ROW} steps in a row")

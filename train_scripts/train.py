@@ -90,7 +90,9 @@ def main(args: Args) -> None:
                     on_main_process(partial(run_dir.hold, folder))
                 saved = checkpoint.read(source)
                 args.check_resumable(saved.record["args"], saved.record["epoch"] + 1)
-                run_dir.check_same(record["environment"], record["data"], saved.record)
+                differs = run_dir.check_same(record["environment"], record["data"], saved.record)
+                if differs:
+                    accelerator.print(f"warning: the last bits may differ from a run without interruption: {differs}")
             if folder and (folder / "summary.json").exists():
                 accelerator.print(f"{folder} is finished; to train on for more epochs, choose a new --output-dir")
                 return
