@@ -1,5 +1,6 @@
 """Arguments: defaults, learning rates, and under which of them a run may go on."""
 
+import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -43,9 +44,6 @@ def test_what_leaves_the_past_as_it_was_may_change(change, epochs_begun):
         ({"seed": 1, "batch_size": 64}, 1, "--batch-size 64 (was 128), --seed 1 (was 0)"),
         ({"model": "resnet50_mfd"}, 1, "--model resnet50_mfd (was resnet18_mfd)"),
         ({"stages": (0, 1)}, 1, "--stages 0 1 (was None)"),
-        ({"milestones": (3, 6, 12), "epochs": 20}, 10, "--epochs 20 (was 10), --milestones 3 6 12 (was 3 6 9)"),
-        ({"milestones": (2, 6, 9)}, 3, "--milestones 2 6 9 (was 3 6 9)"),
-        ({"epochs": 4}, 5, "--epochs 4 (was 10)"),
         ({"compile": True}, 1, "--compile True (was False)"),
         ({"mixed_precision": "bf16", "deterministic": True}, 1, "--deterministic True (was False), --mixed-precision"),
         ({"sync_batch_norm": False, "ema_decay": 0.5}, 1, "--ema-decay 0.5 (was 0.0), --sync-batch-norm False"),
@@ -55,6 +53,30 @@ def test_what_would_change_the_result_is_refused_and_named(change, epochs_begun,
     with pytest.raises(ValueError, match="cannot resume with other arguments") as error:
         replace(BEGUN, **change).check_resumable(asdict(BEGUN), epochs_begun)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "epochs_begun", "words"),
+    [
+        ({"milestones": (3, 6, 12), "epochs": 20}, 10, "10 epochs are begun, with milestones 3 6 9; --epochs must be"),
+        (
+            {"milestones": (2, 6, 9)},
+            3,
+            "3 epochs are begun, with no milestone yet; --epochs must be",
+        ),
+        ({"epochs": 4}, 5, "5 epochs are begun, with milestones 3; --epochs must be at least that many"),
+    ],
+)
+def test_a_schedule_that_changes_the_past_is_refused_with_what_it_must_keep(change, epochs_begun, words):
+    with pytest.raises(ValueError, match="cannot resume") as error:
+        replace(BEGUN, **change).check_resumable(asdict(BEGUN), epochs_begun)
+    assert words in str(error.value)
+
+
+def test_the_arguments_of_a_run_come_back_from_json_without_its_folder():
+    before = replace(BEGUN, stages=(0, 2), output_dir="runs/x", resume="auto", lr=0.3)
+    recorded = json.loads(json.dumps(asdict(before))) | {"of_a_later_version": 1}
+    assert Args.of_run(recorded) == replace(before, output_dir=None, resume=None)
 
 
 def test_every_argument_either_may_change_or_is_refused():

@@ -63,9 +63,9 @@ def test_on_an_accelerator_the_newest_step_is_read_one_step_later(monkeypatch):
     [
         (NAN, [0.1, 0.2], "the criterion (nan)"),
         (1.0, [0.1, INF], "the MFD loss of stage 4 (inf)"),
-        (NAN, [NAN, 0.1], "the MFD loss of stage 2 (nan) and the criterion (nan)"),
-        (NAN, [NAN, NAN], "the MFD loss of stage 2 (nan) and the MFD loss of stage 4 (nan) and 1 more"),
-        (3e38, [0.1, 0.2], "the sum of the losses"),
+        (NAN, [NAN, 0.1], "the MFD loss of stage 2 (nan), the criterion (nan)"),
+        (NAN, [NAN, NAN], "the MFD loss of stage 2 (nan), the MFD loss of stage 4 (nan), the criterion (nan)"),
+        (3e38, [0.1, 0.2], "the sum of all"),
         (-INF, [], "the criterion (-inf)"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def test_auto_begins_a_run_then_goes_on_with_it_and_knows_when_it_is_finished(mo
     (folder,) = Path("runs").iterdir()
     run(None, resume="auto")
     assert [*Path("runs").iterdir()] == [folder]
-    assert f"resuming in {folder}" in capsys.readouterr().out
+    assert f"going on from {folder / CHECKPOINT} after epoch 1, step 5 of 11" in capsys.readouterr().out
     before = (folder / "summary.json").read_bytes()
     run(str(folder), resume="auto")
     assert f"{folder} is finished; to train on for more epochs, choose a new --output-dir" in capsys.readouterr().out
@@ -198,8 +199,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_stage_step_and_images
     with pytest.raises(SystemExit) as exit_:
         run(checkpoint_minutes=0.0)
     message = str(exit_.value.code)
-    assert "error: not finite: the MFD loss of stage 0 (nan) and the MFD loss of stage 1 (nan) and 4 more" in message
-    assert "in step 7 of epoch 1; the images of the batch are in run/nonfinite.json" in message
+    assert "error: not finite in step 7 of epoch 1: the MFD loss of stage 0 (nan), the MFD loss of stage 1 (" in message
+    assert "the criterion (nan); the images of the batch are in run/nonfinite.json" in message
     assert "run/checkpoint/state.safetensors keeps the last good state" in message
     assert "\n" not in message
     details = json.loads(Path("run/nonfinite.json").read_text())
@@ -254,7 +255,10 @@ def test_a_bad_batch_can_be_left_out_without_a_trace_in_weights_or_statistics(mo
 
 def test_leaving_out_gives_up_when_nothing_but_bad_batches_come(monkeypatch):
     poison(monkeypatch, range(11))
-    with pytest.raises(SystemExit, match="not finite: the loss or gradient of 10 steps in a row in step 10 of epoch 1"):
+    with pytest.raises(
+        SystemExit,
+        match="after step 10 of epoch 1: the loss or gradient of 10 steps in a row; .* --lr$",
+    ):
         run(nan="skip", checkpoint_minutes=0.0)
 
 
@@ -269,20 +273,22 @@ def test_weights_that_are_not_finite_are_never_saved(monkeypatch):
         return out | {"loss": out["loss"] + 0 * (weight * 0).sum().sqrt()}
 
     monkeypatch.setattr(train.MFDClassificationTask, "forward", forward)
-    with pytest.raises(SystemExit, match="not finite: a weight in step 1 of epoch 1"):
+    with pytest.raises(
+        SystemExit, match="not finite after step 1 of epoch 1: a weight; there is no checkpoint yet; try a lower"
+    ):
         run(checkpoint_minutes=0.0)
     assert not (Path("run") / CHECKPOINT).exists()
 
 
 def test_a_learning_rate_that_diverges_ends_in_one_line():
-    with pytest.raises(SystemExit, match=r"not finite: .* in step \d+ of epoch 1; .*; try a lower --lr"):
+    with pytest.raises(SystemExit, match=r"not finite in step \d+ of epoch 1: .*; try a lower --lr"):
         run(lr=1e30)
     assert not Path("run/model").exists()
 
 
 def test_a_model_that_learned_nothing_is_called_so(capsys):
     run_dir = run(lr=1e-12, epochs=1, ema_decay=0.0)
-    (warning,) = json.loads((run_dir / "summary.json").read_text())["warnings"]
+    *_, warning = json.loads((run_dir / "summary.json").read_text())["warnings"]
     assert "the model is constant" in warning or "learned nothing" in warning
     assert f"warning: {warning}" in capsys.readouterr().out
 
@@ -304,7 +310,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_step_and_keeps_the_last_checkp
         with pytest.raises(SystemExit):
             run("cut", checkpoint_minutes=0.0)
     said = capsys.readouterr().err
-    assert said.count("No space left on device; the previous checkpoint is kept") == 3
+    assert said.count("No space left on device; the previous one is kept, and training goes on") == 3
     assert "go on with --resume cut, with an older checkpoint" in said
     assert checkpoint.read(Path("cut") / CHECKPOINT).record["step"] == 3
     run("cut", resume="auto", checkpoint_minutes=0.0)
@@ -340,6 +346,59 @@ def test_arguments_versions_commit_and_device_are_on_record():
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary["samples"] == [2048, 512, 128, 128, 128]
     assert summary["noise_floor"][0] == 1 / 2047
+
+
+def test_a_run_goes_on_under_its_own_arguments_unless_others_are_given(monkeypatch, capsys):
+    whole = outcome(run("whole"))
+    with monkeypatch.context() as patch:
+        at_step(patch, 14, send(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            run("cut", resume="auto")
+    first = json.loads(Path("cut/args.json").read_text())
+    args = train.parse(["--resume", "cut", "--nan", "skip", "--workers", "0"])
+    assert (args.model, args.lr, args.ema_decay, args.output_dir) == ("test_resnet", 0.05, 0.9, None)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train.main(args)
+    assert "note: --workers 0 (was 2), --nan skip (was stop)" in capsys.readouterr().out
+    assert outcome(Path("cut")) == whole
+    args = json.loads(Path("cut/args.json").read_text())
+    assert (args["nan"], args["history"]) == ("skip", [first])
+    assert train.parse(["--resume", "auto", "--output-dir", "new", "--lr", "0.3"]).lr == 0.3, "nothing to go on with"
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_begins_again_with_auto():
+    with pytest.raises(SystemExit, match="not finite"):
+        run(lr=1e30)
+    assert Path("run/nonfinite.json").exists()
+    with pytest.raises(SystemExit, match="holds another run"):
+        run(epochs=1)
+    run(epochs=1, resume="auto")
+    assert not Path("run/nonfinite.json").exists()
+
+
+def test_too_little_space_is_said_before_the_first_step(monkeypatch, capsys):
+    usage = train.shutil.disk_usage(".")
+    monkeypatch.setattr(train.shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    run_dir = run(epochs=1)
+    (warning,) = re.findall("warning: (the run needs about .*)", capsys.readouterr().out)
+    assert warning.endswith("MiB in run, 1 MiB are free")
+    needed = int(re.search(r"about (\d+) MiB", warning)[1]) << 20
+    model, state = (run_dir / name for name in ("model/model.safetensors", CHECKPOINT))
+    assert abs(needed - 2 * state.stat().st_size - model.stat().st_size) < 2 << 20
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_line_and_the_export_can_be_repeated(monkeypatch):
+    whole = outcome(run("whole", epochs=1))
+
+    def full(*_args, **_kwargs):
+        raise train.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_pretrained", full)
+        with pytest.raises(SystemExit, match="error: Error while serializing: .*No space left on device"):
+            run("cut", epochs=1)
+    run("cut", epochs=1, resume="auto")
+    assert outcome(Path("cut")) == whole
 
 
 def test_deterministic_kernels_are_on_when_asked_for(monkeypatch):

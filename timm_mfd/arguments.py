@@ -3,7 +3,7 @@
 import importlib.util
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from .run_dir import changes
@@ -70,12 +70,13 @@ class Args:
     output_dir: str | None = None
     """Run folder, new or empty. Default: a new one under runs/."""
     resume: str | None = None
-    """auto: go on with the run in --output-dir, or with the newest unfinished one of this model, data set, weight and
-    seed under runs/; begin if there is none. Or the folder of a run: go on there, or in a new --output-dir."""
+    """The folder of a run: go on with it, there or in a new --output-dir, under its arguments. auto: the run in
+    --output-dir, or the newest unfinished one of this model, data set, weight and seed under runs/; a new one if there
+    is none."""
     checkpoint_minutes: float = 5.0
     """Write the state of the run every so often, and at the end of every epoch; 0: after every step."""
     nan: Literal["stop", "skip"] = "stop"
-    """A batch whose loss is not finite ends the run, or is left out (which waits for the device in every step)."""
+    """What a batch does whose loss is not finite: it ends the run, or is left out (slower on a GPU)."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Also log to this tracker; metrics.jsonl is always written."""
 
@@ -119,6 +120,19 @@ class Args:
             raise ValueError(f"--milestones must be increasing epochs above 0, not {given}")
         return self
 
+    @classmethod
+    def of_run(cls, before: Mapping[str, Any]) -> "Args":
+        """Return the arguments that a run began with, for the same or another folder.
+
+        Args:
+            before: The arguments as a checkpoint has them.
+        """
+        known = {field.name for field in fields(cls)} - {"output_dir", "resume"}
+        values: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in before.items() if name in known
+        }
+        return cls(**values)
+
     def check_resumable(self, before: Mapping[str, Any], epochs_begun: int) -> None:
         """Refuse to go on with arguments under which the run would have become another one.
 
@@ -137,8 +151,15 @@ class Args:
         if self.epochs >= epochs_begun and all(self.learning_rate(e) == past.learning_rate(e) for e in epochs):
             changed.pop("epochs", None)
             changed.pop("milestones", None)
+        if changed.keys() <= {"epochs", "milestones"} and changed:
+            passed = [milestone for milestone in before["milestones"] if milestone < epochs_begun]
+            words = f"milestones {' '.join(map(str, passed))}" if passed else "no milestone yet"
+            raise ValueError(
+                f"cannot resume: {epochs_begun} epochs are begun, with {words}; --epochs must be at least that many, "
+                "and --milestones must begin with those and go on after them"
+            )
         if changed:
             raise ValueError(
                 f"cannot resume with other arguments: {', '.join(changed.values())} would change the result; "
-                "give the old ones, or begin a new run without --resume"
+                "leave them out, or begin a new run in another --output-dir"
             )

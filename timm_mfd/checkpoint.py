@@ -6,7 +6,8 @@ Everything that a run draws at random is a function of (seed, epoch, step, proce
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,6 +80,25 @@ def read(path: Path) -> Checkpoint:
         >>> checkpoint.read(Path("checkpoint/state.safetensors")).record["epoch"]
         3
     """
+    with _opened(path) as (file, header):
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    if header.get("crc32") != str(_checksum(tensors, header["record"])):
+        raise ValueError(f"the checkpoint {path} is damaged: its checksum does not fit its content")
+    return Checkpoint(tensors, json.loads(header["record"]))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what a checkpoint holds beside its tensors, without reading these.
+
+    Raises:
+        ValueError: If the file is missing or is no checkpoint.
+    """
+    with _opened(path) as (_, header):
+        return json.loads(header["record"])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}")
     try:
@@ -86,12 +106,9 @@ def read(path: Path) -> Checkpoint:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise ValueError(f"{path} is not a checkpoint of a training run ({FORMAT!r})")
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            yield file, header
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read the checkpoint {path}: {error}; it is damaged or no checkpoint") from None
-    if header.get("crc32") != str(_checksum(tensors, header["record"])):
-        raise ValueError(f"the checkpoint {path} is damaged: its checksum does not fit its content")
-    return Checkpoint(tensors, json.loads(header["record"]))
 
 
 def tensors_of(task: TrainingTask, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -104,11 +121,22 @@ def tensors_of(task: TrainingTask, optimizer: torch.optim.Optimizer) -> dict[str
     Returns:
         Tensors under names that do not depend on compilation or distribution.
     """
-    entries = task.get_checkpoint_state() | (task.get_checkpoint_state(ema=True) if task.has_ema() else {})
-    tensors = {f"{entry}/{name}": tensor for entry, values in entries.items() for name, tensor in values.items()}
+    tensors = _task_tensors(task)
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items() if value is not None}
     return tensors
+
+
+def _task_tensors(task: TrainingTask) -> dict[str, Tensor]:
+    entries = task.get_checkpoint_state() | (task.get_checkpoint_state(ema=True) if task.has_ema() else {})
+    return {f"{entry}/{name}": tensor for entry, values in entries.items() for name, tensor in values.items()}
+
+
+def disk_space(task: TrainingTask) -> int:
+    """Return about how many bytes a run takes: two checkpoints for a moment, with momentum, and the exported model."""
+    weights = sum(parameter.nbytes for parameter in task.parameters() if parameter.requires_grad)
+    state = sum(tensor.nbytes for tensor in _task_tensors(task).values())
+    return 2 * (state + weights) + weights
 
 
 def restore(task: TrainingTask, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

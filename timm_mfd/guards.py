@@ -33,8 +33,7 @@ class BadStep(NamedTuple):
         """
         parts = [(f"the MFD loss of stage {s}", value) for s, value in zip(stages, self.per_stage, strict=False)]
         parts.append(("the criterion", self.criterion))
-        bad = [f"{name} ({value})" for name, value in parts if not math.isfinite(value)]
-        return " and ".join(bad[:2] + [f"{len(bad) - 2} more"] * (len(bad) > 2)) or "the sum of the losses"
+        return ", ".join(f"{name} ({value})" for name, value in parts if not math.isfinite(value)) or "the sum of all"
 
 
 class LossGuard:

@@ -34,7 +34,7 @@ def check(output_dir: str | None, resume: bool = False) -> None:
     if output_dir is None or not (path := Path(output_dir)).exists():
         return
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else {""}
-    begun = resume and names <= {"args.json", "checkpoint"}
+    begun = resume and names <= {"args.json", "checkpoint", "nonfinite.json"} and not (path / CHECKPOINT).exists()
     if names and not begun:
         other = "holds another run" if "args.json" in names else "is not an empty folder"
         hint = " or go on with --resume auto" if (path / CHECKPOINT).exists() and not resume else ""
@@ -71,8 +71,17 @@ def claim(output_dir: str | None, name: str, args: Mapping[str, Any], resume: bo
         path.mkdir(parents=True, exist_ok=True)
     hold(path)
     check(str(path), resume=True)  # another process may have been faster, and have ended
+    (path / "nonfinite.json").unlink(missing_ok=True)
     write_text(path / "args.json", to_json(args))
     return path
+
+
+def note_changes(path: Path, args: Mapping[str, Any]) -> None:
+    """Bring `args.json` up to date when a run goes on in its folder; what it held before goes to its `history`."""
+    before = json.loads((path / "args.json").read_text())
+    history = before.pop("history", [])
+    if before != json.loads(json.dumps(args)):
+        write_text(path / "args.json", to_json({**args, "history": [*history, before]}))
 
 
 def hold(path: Path) -> None:

@@ -183,7 +183,8 @@ class Training:
                 checkpoint.write(self.folder / CHECKPOINT, tensors, record)
             except OSError as error:
                 written = False
-                self._say(f"warning: {error}; the previous checkpoint is kept and training goes on")
+                kept = "the previous one is kept" if (self.folder / CHECKPOINT).exists() else "there is none yet"
+                self._say(f"warning: {error}; {kept}, and training goes on")
         self._saved_at = time.monotonic()
         return written
 
@@ -256,22 +257,26 @@ class Training:
         raise AssertionError("unreachable")
 
     def _raise(self, bad_step: BadStep | None, otherwise: str) -> NoReturn:
-        epoch, step = self.epoch + 1, (self.step - 1 if bad_step is None else bad_step.step) + 1
-        what = otherwise if bad_step is None else bad_step.culprits(self.stages)
-        details = {
-            "epoch": epoch,
-            "step": step,
-            "criterion_loss": None if bad_step is None else str(bad_step.criterion),
-            "mfd_per_stage": [] if bad_step is None else list(map(str, bad_step.per_stage)),
-            "image_indices": self.loader.batch_indices(self.epoch, step - 1),
-        }
-        with suppress(OSError):
-            write_text(self.folder / "nonfinite.json", to_json(details))
         path = self.folder / CHECKPOINT
         kept = f"{path} keeps the last good state" if path.exists() else "there is no checkpoint yet"
+        advice = "try a lower --lr" + (", or --nan skip" if self.args.nan == "stop" else "")
+        if bad_step is None:
+            where = f"after step {self.step} of epoch {self.epoch + 1}"
+            raise FloatingPointError(f"not finite {where}: {otherwise}; {kept}; {advice}")
+        images = self.loader.batch_indices(self.epoch, bad_step.step)
+        details = {
+            "epoch": self.epoch + 1,
+            "step": bad_step.step + 1,
+            "criterion_loss": str(bad_step.criterion),
+            "mfd_per_stage": dict(zip(map(str, self.stages), map(str, bad_step.per_stage), strict=False)),
+            "image_indices": images,
+            "image_files": [self.loader.data.train.paths[i] for i in images] if self.loader.data.train.paths else None,
+        }
+        with suppress(OSError):
+            write_text(self.folder / "nonfinite.json", to_json(details, indent=None))
         raise FloatingPointError(
-            f"not finite: {what} in step {step} of epoch {epoch}; the images of the batch are in "
-            f"{self.folder / 'nonfinite.json'}, {kept}; try a lower --lr, or --nan skip"
+            f"not finite in step {bad_step.step + 1} of epoch {self.epoch + 1}: {bad_step.culprits(self.stages)}; the "
+            f"images of the batch are in {self.folder / 'nonfinite.json'}; {kept}; {advice}"
         )
 
     def _write_metrics(self) -> None:

@@ -1,7 +1,10 @@
 """Train any timm backbone with multi-stage feature decorrelation.
 
-accelerate launch train_scripts/train.py                     # handwritten digits, about a minute on a CPU
+accelerate launch train_scripts/train.py   (handwritten digits, about a minute on a CPU)
+
 accelerate launch train_scripts/train.py --dataset tiny_imagenet --data-dir DIR --model mobilenetv2_100_mfd --epochs 100
+
+accelerate launch train_scripts/train.py --resume RUN
 """
 
 import shutil
@@ -17,6 +20,7 @@ import torch
 import tyro
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
@@ -93,6 +97,9 @@ def main(args: Args) -> None:
                 differs = run_dir.check_same(record["environment"], record["data"], saved.record)
                 if differs:
                     accelerator.print(f"warning: the last bits may differ from a run without interruption: {differs}")
+                changed = run_dir.changes(asdict(args), saved.record["args"], {"output_dir", "resume"})
+                if changed:
+                    accelerator.print(f"note: {', '.join(changed.values())}")
             if folder and (folder / "summary.json").exists():
                 accelerator.print(f"{folder} is finished; to train on for more epochs, choose a new --output-dir")
                 return
@@ -123,9 +130,11 @@ def main(args: Args) -> None:
         test_loader = EvalLoader(data, 256, **shard)
         if main_process:
             record["before"] = saved.record["before"] if saved else stage_correlations(model, data, args)
+        content = record["args"] | {"environment": record["environment"]}
         if folder is None:
-            content = record["args"] | {"environment": record["environment"]}
             folder = on_main_process(partial(run_dir.claim, args.output_dir, args.name, content, bool(args.resume)))
+        else:
+            on_main_process(partial(run_dir.note_changes, folder, content))
 
     kind = f"{processes} x {record['environment']['device']}, {torch.get_num_threads()} CPU threads"
     kind += f", precision {args.mixed_precision}"
@@ -133,13 +142,21 @@ def main(args: Args) -> None:
     scope = Scope(mfd.center, mfd.max_samples)
     samples = [effective_samples((share_of_batch, *shape[1:]), scope, processes) for _, shape in shapes]
     accelerator.print(f"{args.model} on {data.name} ({len(data.train):,} training, {len(data.test):,} held-out images)")
-    accelerator.print(f"{kind}; MFD weight {args.mfd_weight:g}; {'resuming in' if saved else 'writing to'} {folder}\n")
+    accelerator.print(f"{kind}; MFD weight {args.mfd_weight:g}; writing to {folder}")
+    if saved:
+        position = f"epoch {saved.record['epoch'] + 1}, step {saved.record['step']} of {len(train_loader)}"
+        accelerator.print(f"going on from {source} after {position}")
+    accelerator.print()
     accelerator.print(stage_table(stages, [tuple(shape[2:]) for _, shape in shapes], samples))
-    for warning in sample_warnings(stages, samples) if args.mfd_weight else ():
-        accelerator.print(f"warning: {warning}")
+    warnings = sample_warnings(stages, samples) if args.mfd_weight else []
     if device.type == "cpu" and args.mixed_precision == "bf16":
         # oneDNN leaves the kernel positions that see only padding unwritten (torch 2.15).
-        accelerator.print("warning: bf16 on a CPU has wrong gradients for 3x3 convolutions of stride 2 on 1x1 maps")
+        warnings.append("bf16 on a CPU has wrong gradients for 3x3 convolutions of stride 2 on 1x1 maps")
+    needed = checkpoint.disk_space(task)
+    if main_process and (free := shutil.disk_usage(folder).free) < needed:
+        warnings.append(f"the run needs about {needed >> 20:,} MiB in {folder}, {free >> 20:,} MiB are free")
+    for warning in warnings:
+        accelerator.print(f"warning: {warning}")
     accelerator.print()
 
     # 4. Learning rate, order, augmentation and dropout are functions of the position: there is no scheduler.
@@ -190,7 +207,7 @@ def main(args: Args) -> None:
         trained = evaluated()
         after = stage_correlations(trained, data, args)
         losses = [line["criterion_loss"] for line in training.metrics]
-        warnings = verdicts(losses, accuracy.answers, data.test.labels, accuracy.top1, data.class_names)
+        failures = verdicts(losses, accuracy.answers, data.test.labels, accuracy.top1, data.class_names)
         summary = {
             "top1": accuracy.top1,
             "top5": accuracy.top5,
@@ -200,16 +217,16 @@ def main(args: Args) -> None:
             "mean_abs_correlation": {"before": record["before"], "after": after},
             "samples": samples,
             "noise_floor": [1 / max(n - 1, 1) for n in samples],
-            "warnings": warnings,
+            "warnings": [*warnings, *failures],
             "seconds": round(time.time() - started, 1),
             "images_per_second": statistics.median(line["images_per_second"] for line in training.metrics),
             "device": kind,
         }
-        with one_line_errors(OSError):
+        with one_line_errors(OSError, SafetensorError):
             export(trained, folder, data, args, training.metrics, indices, summary)
         print("\n" + correlation_table(indices, record["before"], after, min(CORRELATION_IMAGES, accuracy.images)))
         print(f"\ntop-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, {accuracy.images:,} images")
-        for warning in warnings:
+        for warning in failures:
             print(f"warning: {warning}")
         print(f"{summary['seconds']:.0f} seconds; the model is in {folder / 'model'}\n\nimport timm\nimport timm_mfd")
         print(f'model = timm.create_model("local-dir:{folder / "model"}", pretrained=True).eval()')
@@ -252,8 +269,21 @@ def export(
     run_dir.write_text(folder / "summary.json", run_dir.to_json(summary))
 
 
+def parse(words: Sequence[str] | None = None) -> Args:
+    """Read the command line; a run that goes on has the arguments that it began with, unless others are given.
+
+    Args:
+        words: The command line without the script. Default: that of this process.
+    """
+    args = tyro.cli(Args, description=__doc__, args=words)
+    source = run_dir.find_checkpoint(args.resume, args.output_dir, args.name) if args.resume else None
+    if source is None:
+        return args
+    return tyro.cli(Args, description=__doc__, args=words, default=Args.of_run(checkpoint.read_record(source)["args"]))
+
+
 if __name__ == "__main__":
-    parsed = tyro.cli(Args, description=__doc__)
     with one_line_errors(ValueError):
+        parsed = parse()
         start_all_processes()
     main(parsed)

@@ -23,11 +23,18 @@ class ArrayImages(Dataset[Tensor]):
     Args:
         pixels: uint8 `[N, H, W, 3]`.
         labels: Class indices `[N]`.
+        paths: The files they were decoded from, if any.
     """
 
-    def __init__(self, pixels: np.ndarray | Tensor, labels: Sequence[int] | np.ndarray | Tensor):
+    def __init__(
+        self,
+        pixels: np.ndarray | Tensor,
+        labels: Sequence[int] | np.ndarray | Tensor,
+        paths: Sequence[str] = (),
+    ):
         self.pixels = torch.as_tensor(pixels)
         self.labels = torch.as_tensor(labels, dtype=torch.long)
+        self.paths = list(paths)
         self.size: tuple[int, int] = (self.pixels.shape[1], self.pixels.shape[2])
 
     def __len__(self) -> int:

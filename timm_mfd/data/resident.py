@@ -81,14 +81,14 @@ def _resident(
     images: ArrayImages | FileImages, device: torch.device, folder: Path, workers: int, title: str, quiet: bool
 ) -> ArrayImages:
     if isinstance(images, ArrayImages):
-        return ArrayImages(images.pixels.to(device), images.labels)
+        return ArrayImages(images.pixels.to(device), images.labels, images.paths)
     key = fingerprint(images)
     path = folder / f"{key[:32]}.safetensors"
     pixels = read_cache(path, key, (len(images), *images.size, 3))
     if pixels is None:
         pixels = _decode(images, workers, title, quiet)
         _write_cache(path, key, pixels)
-    return ArrayImages(pixels.to(device), images.labels)
+    return ArrayImages(pixels.to(device), images.labels, images.paths)
 
 
 def fingerprint(images: FileImages) -> str:
