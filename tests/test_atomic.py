@@ -44,6 +44,16 @@ def test_what_a_killed_process_left_is_written_over_or_removed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "file.young.partial"]
 
 
+def test_the_content_is_on_the_disk_before_the_name_and_the_name_after(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (calls.append(name), real(*args)))
+    with replacing(tmp_path / "file") as partial:
+        partial.write_text("x")
+    assert calls == ["fsync", "replace", "fsync"]
+
+
 def test_the_mode_is_that_of_any_new_file(tmp_path):
     (tmp_path / "plain").touch()
     with replacing(tmp_path / "file") as partial:

@@ -39,6 +39,14 @@ class Bomb:
         return (os.mkdir, ("the-bomb-went-off",))
 
 
+def repaint(path):
+    """Other pixels under the same name, size and time."""
+    before = os.stat(path)
+    write_image(Path(path), colour=200)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert os.stat(path).st_size == before.st_size
+
+
 def train_first(**change):
     train.main(replace(BASE, **change))
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -169,6 +177,11 @@ MISTAKES = {
     "empty file": (write("images/val/bee/5.png", b""), FOLDER, "images/val/bee/5.png: not an image"),
     "dangling link": (link("train/bee/x.png", "nowhere"), FOLDER, "images/train/bee/x.png: [Errno 2]"),
     "link to itself": (link("train/bee/x.png", "x.png"), FOLDER, "train/bee/x.png: [Errno 40] Too many levels"),
+    "named pipe": (lambda: os.mkfifo("images/train/bee/x.png"), FOLDER, "decode images/train/bee/x.png: not a file"),
+    "other content of the same size on resume": (
+        lambda: (add_image("train/bee/x.bmp")(), train_first(**FOLDER), repaint("images/train/bee/x.bmp")),
+        {**RESUME, **FOLDER}, "cannot resume: the data set is not the one that the run began with",
+    ),
     "unreadable file": (unreadable, FOLDER, "images/train/bee/3.png: [Errno 13] Permission denied"),
     "loop of folders": (link("train/bee/loop", ".."), FOLDER, "link 'images/train/bee/loop' leads back to a folder"),
     "empty class": (remove_class("train", "bee"), FOLDER, "no valid file for the classes bee"),

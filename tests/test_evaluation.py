@@ -51,12 +51,12 @@ def expected():
 @pytest.mark.parametrize("batch_size", [1, 7, 100, 101, 500])
 def test_any_batch_size_counts_every_image_once(batch_size):
     loader = EvalLoader(dataset(), batch_size, device=torch.device("cpu"))
-    assert evaluate(Linear().train(), loader) == expected()
+    assert evaluate(Linear().train(), loader, CLASSES) == expected()
 
 
 def count(rank, processes, batch_size):
     loader = EvalLoader(dataset(), batch_size, device=torch.device("cpu"), rank=rank, processes=processes)
-    return tuple(evaluate(Linear(offset=rank), loader))
+    return tuple(evaluate(Linear(offset=rank), loader, CLASSES))
 
 
 @pytest.mark.parametrize(("processes", "batch_size"), [(2, 16), (3, 200)])
@@ -64,12 +64,25 @@ def test_any_number_of_processes_counts_the_same_with_the_buffers_of_the_main_on
     assert run_processes(count, processes, tmp_path, batch_size) == [tuple(expected())] * processes
 
 
+def count_one(rank, processes):
+    data = dataset()
+    one = ArrayImages(data.test.pixels[:1], data.test.labels[:1])
+    loader = EvalLoader(
+        ImageData("one", one, one, data.class_names), 4, device=torch.device("cpu"), rank=rank, processes=processes
+    )
+    return evaluate(Linear(), loader, CLASSES).images
+
+
+def test_a_process_without_an_image_counts_none(tmp_path):
+    assert run_processes(count_one, 2, tmp_path) == [1, 1]
+
+
 def test_fewer_than_five_classes_have_a_top5_of_all():
     model = nn.Conv2d(3, 2, 4)
     wrapped = nn.Sequential(model, nn.Flatten())
-    assert evaluate(wrapped, [(torch.randn(3, 3, 4, 4), torch.tensor([0, 1, 0]))]).top5 == 100
+    assert evaluate(wrapped, [(torch.randn(3, 3, 4, 4), torch.tensor([0, 1, 0]))], 2).top5 == 100
 
 
 def test_no_image_is_an_error():
     with pytest.raises(ValueError, match="no images to measure the accuracy on"):
-        evaluate(Linear(), [])
+        evaluate(Linear(), [], CLASSES)

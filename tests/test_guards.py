@@ -122,4 +122,5 @@ def test_a_model_that_learned_nothing_is_described_in_words(losses, answers, top
 
 
 def test_one_class_is_no_reason_to_complain():
+    assert verdicts([1.0], [0, 4], torch.ones(4, dtype=torch.long), 100.0, ("a", "b")) == []
     assert verdicts([1.0], [4], torch.zeros(4, dtype=torch.long), 100.0, ("only",)) == []

@@ -53,7 +53,15 @@ def finish(folder, processes, epochs):
     return (folder / "run" / "model" / "model.safetensors").read_bytes(), lines
 
 
-@pytest.mark.parametrize(("processes", "kills"), [(1, 20), (2, 4), pytest.param(2, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("processes", "kills"),
+    [
+        (1, 20),
+        (2, 4),
+        pytest.param(2, 20, marks=pytest.mark.slow),
+        pytest.param(3, 4, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_never_interrupted(processes, kills, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()

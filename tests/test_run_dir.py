@@ -63,6 +63,33 @@ def test_a_run_cut_off_before_its_first_checkpoint_begins_again_only_when_asked(
     assert json.loads(Path("cut/args.json").read_text()) == {"new": 1}
 
 
+@pytest.mark.parametrize("left", ["args.json.partial", "metrics.jsonl", "metrics.jsonl.partial", "nonfinite.json"])
+def test_whatever_a_kill_left_before_the_first_checkpoint_is_no_obstacle(left):
+    Path("cut/checkpoint").mkdir(parents=True)
+    Path("cut", left).write_text("half")
+    run_dir.claim("cut", "x", {}, resume=True)
+    assert not {"metrics.jsonl", "nonfinite.json"} & {path.name for path in Path("cut").iterdir()}
+
+
+def test_a_run_with_a_checkpoint_is_never_begun_again():
+    begin("other")
+    before = Path("other/args.json").read_text()
+    with pytest.raises(FileExistsError, match="holds another run; nothing was changed, .* go on with --resume auto"):
+        run_dir.claim("other", "x", {}, resume=True)
+    assert Path("other/args.json").read_text() == before
+
+
+def test_a_process_that_still_saves_is_waited_for():
+    begin("busy")
+    holder = "import time; from pathlib import Path; from timm_mfd import run_dir; run_dir.hold(Path('busy')); "
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder + "print(1, flush=True); time.sleep(0.5)"], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        process.stdout.readline()
+        run_dir.hold(Path("busy"))
+
+
 def test_a_folder_that_another_process_writes_is_refused_until_that_one_dies():
     begin("busy")
     holder = (
@@ -73,7 +100,7 @@ def test_a_folder_that_another_process_writes_is_refused_until_that_one_dies():
     with process:
         assert process.stdout.readline() == "1\n"
         with pytest.raises(FileExistsError, match="busy: another process writes into this run; nothing was changed"):
-            run_dir.hold(Path("busy"))
+            run_dir.hold(Path("busy"), patience=0.2)
         process.kill()
     run_dir.hold(Path("busy"))
 

@@ -4,6 +4,9 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,7 +122,7 @@ def test_a_signal_during_the_evaluation_loses_no_step(monkeypatch, capsys):
         with pytest.raises(SystemExit) as exit_:
             run("cut")
     assert exit_.value.code == 143
-    assert "epoch 2 is trained but not evaluated; go on with --resume cut" in capsys.readouterr().err
+    assert "SIGTERM: stopped while evaluating epoch 2; go on with --resume cut" in capsys.readouterr().err
     steps = at_step(monkeypatch, -1, None)
     run("cut", resume="auto")
     assert len(steps) == 11
@@ -151,7 +154,9 @@ def test_auto_begins_a_run_then_goes_on_with_it_and_knows_when_it_is_finished(mo
     assert f"going on from {folder / CHECKPOINT} after epoch 1, step 5 of 11" in capsys.readouterr().out
     before = (folder / "summary.json").read_bytes()
     run(str(folder), resume="auto")
-    assert f"{folder} is finished; to train on for more epochs, choose a new --output-dir" in capsys.readouterr().out
+    assert f"{folder} is finished" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="is finished; to train on for more epochs, choose a new --output-dir"):
+        run(str(folder), resume="auto", epochs=4, milestones=(1, 2, 3))
     assert (folder / "summary.json").read_bytes() == before
     run(None, resume="auto")
     assert len([*Path("runs").iterdir()]) == 2, "a finished run is not gone on with"
@@ -317,25 +322,23 @@ def test_a_disk_that_is_full_for_a_while_costs_no_step_and_keeps_the_last_checkp
     assert outcome(Path("cut")) == whole
 
 
-def test_decoding_processes_that_die_of_the_same_signal_lose_no_step(folder_dataset, monkeypatch):
-    arguments = {"dataset": "folder", "data_dir": str(folder_dataset), "batch_size": 8, "image_size": 32}
-    whole = outcome(run("whole", **arguments))
-    real = data.TrainLoader.epoch
-
-    def epoch(self, epoch, start=0):
-        for step, batch in enumerate(real(self, epoch, start), start):
-            if (epoch, step) == (1, 1):
-                send(signal.SIGTERM)()
-                raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
-            yield batch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(data.TrainLoader, "epoch", epoch)
-        with pytest.raises(SystemExit) as exit_:
-            run("cut", **arguments)
-    assert exit_.value.code == 143
-    run("cut", resume="auto", **arguments)
-    assert outcome(Path("cut")) == whole
+def test_a_signal_to_the_whole_job_loses_no_step_when_decoding_processes_run(folder_dataset):
+    """As systemd, slurm and `kill -- -PGID` send it."""
+    flags = ["--model", "test_resnet", "--dataset", "folder", "--data-dir", folder_dataset, "--batch-size", 4]
+    flags += ["--epochs", 500, "--lr", 0.01, "--loader", "workers", "--output-dir", "cut", "--resume", "auto"]
+    command = [sys.executable, train.__file__, *map(str, flags)]
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        written = (Path("cut") / CHECKPOINT).stat().st_mtime_ns if (Path("cut") / CHECKPOINT).exists() else 0
+        while not ((Path("cut") / CHECKPOINT).exists() and (Path("cut") / CHECKPOINT).stat().st_mtime_ns > written):
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.3)
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == code, said
+        assert f"{number.name}: stopped" in said
+        assert "Traceback" not in said
 
 
 def test_arguments_versions_commit_and_device_are_on_record():
@@ -395,7 +398,9 @@ def test_a_disk_that_is_full_at_the_end_is_one_line_and_the_export_can_be_repeat
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "save_pretrained", full)
-        with pytest.raises(SystemExit, match="error: Error while serializing: .*No space left on device"):
+        with pytest.raises(
+            SystemExit, match="cannot write the model: .*No space left on device .*once it can be, --resume cut"
+        ):
             run("cut", epochs=1)
     run("cut", epochs=1, resume="auto")
     assert outcome(Path("cut")) == whole

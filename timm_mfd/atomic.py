@@ -33,16 +33,22 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
         mode = partial.stat().st_mode & 0o777  # as the user has it for new files; safetensors makes private ones
         yield partial
         os.chmod(partial, mode)
-        _flush(partial)
+        flush(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # a folder cannot be opened on every system
-        _flush(path.parent)
+    flush_folder(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush_folder(path: Path) -> None:
+    """Make the names in a folder outlast a power cut, on systems where a folder can be opened."""
+    with suppress(OSError):
+        flush(path)
+
+
+def flush(path: Path) -> None:
+    """Make the content of a file outlast a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

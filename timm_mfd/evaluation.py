@@ -29,6 +29,7 @@ class Accuracy(NamedTuple):
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Accuracy:
     """Measure the accuracy of a classifier; it is put into evaluation mode.
@@ -40,6 +41,7 @@ def evaluate(
     Args:
         model: Returns logits `[B, num_classes]`.
         batches: Images `[B, 3, H, W]` and labels `[B]` of this process, on the model's device.
+        num_classes: Number of logits.
         autocast: Makes the context that the model runs in.
 
     Returns:
@@ -49,7 +51,7 @@ def evaluate(
         ValueError: If there is no image.
 
     Example:
-        >>> evaluate(model, [(images, labels)]).top1
+        >>> evaluate(model, [(images, labels)], model.num_classes).top1
         76.5
     """
     model.eval()
@@ -59,15 +61,14 @@ def evaluate(
             dist.broadcast(buffer, 0)
     device = next(model.parameters()).device
     hits = torch.zeros(3, dtype=torch.long, device=device)
-    answers = torch.zeros(1, dtype=torch.long, device=device)  # of no class yet
+    answers = torch.zeros(num_classes, dtype=torch.long, device=device)
     for images, labels in batches:
         with autocast():
             logits = model(images)
         best = logits.topk(min(5, logits.shape[1])).indices
         correct = best == labels[:, None]
         hits += torch.stack([correct[:, 0].sum(), correct.sum(), torch.tensor(len(labels), device=device)])
-        answered = torch.bincount(best[:, 0], minlength=logits.shape[1])
-        answers = answers + answered
+        answers += torch.bincount(best[:, 0], minlength=num_classes)
     if several:
         dist.all_reduce(hits)
         dist.all_reduce(answers)

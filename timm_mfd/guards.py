@@ -127,12 +127,14 @@ def verdicts(
     usual = int(torch.bincount(labels).argmax())
     chance = 100 * float((labels == usual).double().mean())
     answered = [index for index, count in enumerate(answers) if count]
-    if len(answered) == 1 and len(class_names) > 1:
+    if len(labels.unique()) == 1:
+        pass  # an answer that is always the same is right
+    elif len(answered) == 1:
         found.append(
             f"the model is constant: it answers {class_names[answered[0]]!r} for every one of the {len(labels):,} "
             "held-out images; try a lower --lr, or look at the images"
         )
-    elif top1 <= chance and len(class_names) > 1:
+    elif top1 <= chance:
         found.append(
             f"the model learned nothing that helps: it is right for {top1:.2f} % of the held-out images, always "
             f"answering {class_names[usual]!r} for {chance:.2f} %"

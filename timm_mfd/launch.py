@@ -130,8 +130,11 @@ def _asked_processes() -> int | None:
 
 def follow_launcher() -> None:
     """Ask for SIGTERM when the launcher ends: killed alone, `accelerate launch` would leave the training running."""
-    if sys.platform == "linux" and _is_launched():
-        ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM
+    if sys.platform != "linux" or not _is_launched():
+        return
+    ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM
+    if os.getppid() == 1 and not any(word in Path("/proc/1/cmdline").read_text() for word in ("accelerate", "torch")):
+        sys.exit(f"{Path(sys.argv[0]).name}: its launcher has ended already")
 
 
 def prepare_cpu() -> None:

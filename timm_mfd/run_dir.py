@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from .atomic import replacing
+from .atomic import flush, flush_folder, replacing
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
+_BEFORE_A_CHECKPOINT = ("metrics.jsonl", "nonfinite.json")  # what a run may write before its first one
 _held: list[int] = []  # descriptors of lock files, open until the process ends
 _PACKAGES = ("timm_mfd", "torch", "timm", "torchvision", "accelerate", "safetensors", "numpy", "pillow")
 
@@ -34,10 +35,11 @@ def check(output_dir: str | None, resume: bool = False) -> None:
     if output_dir is None or not (path := Path(output_dir)).exists():
         return
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else {""}
-    begun = resume and names <= {"args.json", "checkpoint", "nonfinite.json"} and not (path / CHECKPOINT).exists()
+    left = {name.removesuffix(".partial") for name in names} <= {"args.json", "checkpoint", *_BEFORE_A_CHECKPOINT}
+    begun = resume and left and not (path / CHECKPOINT).exists()
     if names and not begun:
         other = "holds another run" if "args.json" in names else "is not an empty folder"
-        hint = " or go on with --resume auto" if (path / CHECKPOINT).exists() and not resume else ""
+        hint = " or go on with --resume auto" if (path / CHECKPOINT).exists() else ""
         raise FileExistsError(f"--output-dir {path} {other}; nothing was changed, choose a new folder{hint}")
 
 
@@ -71,7 +73,8 @@ def claim(output_dir: str | None, name: str, args: Mapping[str, Any], resume: bo
         path.mkdir(parents=True, exist_ok=True)
     hold(path)
     check(str(path), resume=True)  # another process may have been faster, and have ended
-    (path / "nonfinite.json").unlink(missing_ok=True)
+    for name in _BEFORE_A_CHECKPOINT:
+        (path / name).unlink(missing_ok=True)
     write_text(path / "args.json", to_json(args))
     return path
 
@@ -84,8 +87,12 @@ def note_changes(path: Path, args: Mapping[str, Any]) -> None:
         write_text(path / "args.json", to_json({**args, "history": [*history, before]}))
 
 
-def hold(path: Path) -> None:
+def hold(path: Path, patience: float = 20.0) -> None:
     """Keep other processes from writing into a run until this one ends, however it ends.
+
+    Args:
+        path: The run folder.
+        patience: Seconds to wait for another process: a launcher may end before the process that saves the state.
 
     Raises:
         FileExistsError: If another process does already.
@@ -96,15 +103,20 @@ def hold(path: Path) -> None:
         return
     (path / CHECKPOINT).parent.mkdir(exist_ok=True)
     lock = os.open((path / CHECKPOINT).with_name("lock"), os.O_WRONLY | os.O_CREAT, 0o666)
-    try:
-        # Of this process alone: decoding processes that outlive it for a moment do not have it.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise FileExistsError(f"{path}: another process writes into this run; nothing was changed") from None
-    except OSError:  # a file system without locks
-        os.close(lock)
-        return
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            # Of this process alone: decoding processes that outlive it for a moment do not have it.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(lock)
+                raise FileExistsError(f"{path}: another process writes into this run; nothing was changed") from None
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            os.close(lock)
+            return
     _held.append(lock)
 
 
@@ -115,10 +127,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Give a complete folder its name; what an interrupted run left there goes."""
+    """Flush a complete folder to the disk and give it its name; what an interrupted run left there goes."""
+    for file in new.iterdir():
+        flush(file)
+    flush_folder(new)
     if path.exists():
         shutil.rmtree(path)
     new.rename(path)
+    flush_folder(path.parent)
 
 
 def find_checkpoint(resume: str, output_dir: str | None, name: str) -> Path | None:

@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
@@ -84,6 +84,7 @@ class Training:
         self._saved_at = time.monotonic()
         self._guard = LossGuard()
         self._agree = Agreement()
+        self._is_settled = accelerator.num_processes == 1
         self._wrapped_task, self._wrapped_optimizer = accelerator.prepare(task, optimizer)
 
     def go_on(self, saved: checkpoint.Checkpoint) -> None:
@@ -116,7 +117,9 @@ class Training:
         self._wrapped_task.train()
         started = shown = time.monotonic()
         seconds_before, skipped_in_a_row = self._seconds, 0
-        for images, labels in self._batches(stop):
+        for images, labels in self.loader.epoch(self.epoch, self.step):
+            if not self._is_settled:
+                self._settle(images, labels)
             parts, bad = self._forward_and_backward(images, labels)
             if bad:
                 skipped_in_a_row += 1
@@ -188,19 +191,21 @@ class Training:
         self._saved_at = time.monotonic()
         return written
 
-    def _batches(self, stop: StopSignals) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = self.loader.epoch(self.epoch, self.step)
-        while True:
-            try:
-                batch = next(batches, None)
-            except RuntimeError:
-                # A signal to all processes of a job ends the decoding processes before this one can.
-                if stop.received and self.accelerator.num_processes == 1:
-                    self._stop(stop.received)
-                raise
-            if batch is None:
-                return
-            yield batch
+    def _settle(self, images: Tensor, labels: Tensor) -> None:
+        """Take a step that does not count.
+
+        After its first backward DDP arranges the gradients in other buckets, and from three processes on the last bits
+        of a sum depend on its place in a bucket. So that backward must not be one of the run, which would differ with
+        where it was resumed.
+        """
+        before = [(buffer, buffer.clone()) for buffer in self.task.buffers()]
+        with self.context():
+            loss = self._wrapped_task(images, labels)["loss"]
+        self.accelerator.backward(loss)
+        self._wrapped_optimizer.zero_grad()
+        for buffer, value in before:
+            buffer.copy_(value)
+        self._is_settled = True
 
     def _forward_and_backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, bool]:
         """Compute the gradients of a step; return what it adds to the sums, and whether to leave it out."""

@@ -101,7 +101,9 @@ def main(args: Args) -> None:
                 if changed:
                     accelerator.print(f"note: {', '.join(changed.values())}")
             if folder and (folder / "summary.json").exists():
-                accelerator.print(f"{folder} is finished; to train on for more epochs, choose a new --output-dir")
+                if args.epochs > len(saved.record["metrics"]) + 1:
+                    raise ValueError(f"{folder} is finished; to train on for more epochs, choose a new --output-dir")
+                accelerator.print(f"{folder} is finished")
                 return
 
         # 3. A plain timm model inside one task. Every process starts from the same weights.
@@ -185,8 +187,8 @@ def main(args: Args) -> None:
         while training.epoch < args.epochs:
             epoch = training.epoch + 1
             losses = training.train_epoch(stop, bar)
-            kept = f"epoch {epoch} is trained but not evaluated; go on with --resume {folder}"
-            accuracy = evaluate(evaluated(), stop.watch(test_loader, kept), accelerator.autocast)
+            batches = stop.watch(test_loader, f"stopped while evaluating epoch {epoch}; go on with --resume {folder}")
+            accuracy = evaluate(evaluated(), batches, data.num_classes, accelerator.autocast)
             line = {"epoch": epoch, "top1": accuracy.top1, "top5": accuracy.top5, **losses}
             training.finish_epoch(line)
             if main_process:
@@ -222,8 +224,11 @@ def main(args: Args) -> None:
             "images_per_second": statistics.median(line["images_per_second"] for line in training.metrics),
             "device": kind,
         }
-        with one_line_errors(OSError, SafetensorError):
-            export(trained, folder, data, args, training.metrics, indices, summary)
+        with one_line_errors(OSError):
+            try:
+                export(trained, folder, data, args, training.metrics, indices, summary)
+            except (OSError, SafetensorError) as error:
+                raise OSError(f"cannot write the model: {error}; once it can be, --resume {folder}") from None
         print("\n" + correlation_table(indices, record["before"], after, min(CORRELATION_IMAGES, accuracy.images)))
         print(f"\ntop-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, {accuracy.images:,} images")
         for warning in failures:
@@ -286,4 +291,5 @@ if __name__ == "__main__":
     with one_line_errors(ValueError):
         parsed = parse()
         start_all_processes()
-    main(parsed)
+    with one_line_errors():  # an interruption anywhere is one line
+        main(parsed)

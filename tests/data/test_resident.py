@@ -53,14 +53,35 @@ def test_changed_files_are_decoded_again(folder_dataset, tmp_path, change):
     assert torch.equal(placed.train.pixels, torch.stack([data.train[i] for i in range(len(data.train))]))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "foreign", "empty", "other shape"])
+def test_other_content_of_the_same_name_size_and_time_is_decoded_again(tmp_path, monkeypatch):
+    """As `touch -r`, `rsync -t`, or two folders of the same relative path make it."""
+    pixels = []
+    for place_, colour in (("first", 10), ("second", 200)):
+        for name in ("train/a/0.bmp", "val/a/0.bmp"):
+            file = tmp_path / place_ / "images" / name
+            file.parent.mkdir(parents=True)
+            write_image(file, colour=colour)
+            os.utime(file, ns=(10**18, 10**18))
+        monkeypatch.chdir(tmp_path / place_)
+        pixels.append(put("images", tmp_path / "cache").train.pixels)
+    write_image(file.parents[2] / "train/a/0.bmp", colour=90)
+    os.utime(file.parents[2] / "train/a/0.bmp", ns=(10**18, 10**18))
+    pixels.append(put("images", tmp_path / "cache").train.pixels)
+    assert [int(each.max()) for each in pixels] == [10, 200, 90]
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "garbage", "foreign", "empty", "other shape"])
 def test_a_damaged_or_foreign_cache_is_refused_and_rebuilt(folder_dataset, tmp_path, damage, capsys):
     cache = tmp_path / "cache"
     expected = put(folder_dataset, cache)
     names = cached(cache)
     for name in names:
         path = cache / name
-        if damage == "truncated":
+        if damage == "flipped bit":
+            content = bytearray(path.read_bytes())
+            content[-1000] ^= 16
+            path.write_bytes(content)
+        elif damage == "truncated":
             path.write_bytes(path.read_bytes()[:-10])
         elif damage in ("garbage", "empty"):
             path.write_bytes(b"garbage" * 100 if damage == "garbage" else b"")

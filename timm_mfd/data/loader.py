@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .augmentation import EpochPlan, crop_and_flip, normalise, plan_epoch
-from .images import ArrayImages, FileImages, ImageData
+from .images import ArrayImages, FileImages, ImageData, leave_signals_to_training
 
 
 class TrainLoader:
@@ -151,6 +151,7 @@ def _fetch(
         images,
         batch_sampler=[batch.tolist() for batch in batches],
         num_workers=workers,
+        worker_init_fn=leave_signals_to_training,
         pin_memory=device.type == "cuda",
     )
     for index, pixels in zip(on_device, decoded, strict=True):

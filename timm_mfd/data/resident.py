@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..atomic import replacing
-from .images import ArrayImages, FileImages, ImageData
+from .images import ArrayImages, FileImages, ImageData, leave_signals_to_training
 
 LoaderMode = Literal["auto", "resident", "workers"]
 
@@ -92,12 +92,14 @@ def _resident(
 
 
 def fingerprint(images: FileImages) -> str:
-    """Return a sha256 over the paths, sizes and modification times of the files, and the size decoded to."""
+    """Return a sha256 over the paths, sizes and times of the files, and the size decoded to."""
     digest = hashlib.sha256(repr((_DECODER, images.size, images.resize)).encode())
     for path in images.paths:
         try:
             stat = os.stat(path)
-            digest.update(os.fsencode(path) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            # A copy may keep the modification time of other content; the change time it cannot keep.
+            times = f"\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n"
+            digest.update(os.fsencode(os.path.abspath(path)) + times.encode())
         except OSError:
             digest.update(os.fsencode(path) + b"\0missing\n")  # decoding will name it
     return digest.hexdigest()
@@ -124,7 +126,7 @@ def read_cache(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
 
 def _decode(images: FileImages, workers: int, title: str, quiet: bool) -> Tensor:
     pixels = torch.empty(len(images), *images.size, 3, dtype=torch.uint8)
-    batches = DataLoader(images, batch_size=256, num_workers=workers)
+    batches = DataLoader(images, batch_size=256, num_workers=workers, worker_init_fn=leave_signals_to_training)
     done = 0
     with tqdm(total=len(images), desc=f"decoding {title}", unit="img", disable=True if quiet else None) as bar:
         for batch in batches:
