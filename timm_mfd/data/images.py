@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import signal
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -135,22 +134,6 @@ def _upper_bits(pixels: np.ndarray) -> Image.Image:
     if pixels.min() < 0 or pixels.max() > 0xFFFF:
         raise ValueError(f"pixel values from {pixels.min()} to {pixels.max()} do not fit 16 bits")
     return Image.fromarray((pixels >> 8).astype(np.uint8))
-
-
-def leave_signals_to_training(_worker: int) -> None:
-    """Let a decoding process live through a signal to the whole job, which its training process acts on.
-
-    That one ends it by itself, if need be with a second SIGTERM.
-    """
-    received: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        if received:
-            os._exit(0)
-        received.append(number)
-
-    signal.signal(signal.SIGTERM, note)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from .augmentation import EpochPlan, crop_and_flip, normalise, plan_epoch
-from .images import ArrayImages, FileImages, ImageData, leave_signals_to_training
+from .decoding import decoding_loader
+from .images import ArrayImages, FileImages, ImageData
 
 
 class TrainLoader:
@@ -147,12 +147,7 @@ def _fetch(
             pixels = images.pixels[index if resident else row]
             yield pixels.to(device, non_blocking=True), labels[index]
         return
-    decoded = DataLoader(
-        images,
-        batch_sampler=[batch.tolist() for batch in batches],
-        num_workers=workers,
-        worker_init_fn=leave_signals_to_training,
-        pin_memory=device.type == "cuda",
-    )
+    lists = [batch.tolist() for batch in batches]
+    decoded = decoding_loader(images, workers, batch_sampler=lists, pin_memory=device.type == "cuda")
     for index, pixels in zip(on_device, decoded, strict=True):
         yield pixels.to(device, non_blocking=True), labels[index]

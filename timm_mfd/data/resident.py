@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..atomic import replacing
-from .images import ArrayImages, FileImages, ImageData, leave_signals_to_training
+from .decoding import decoding_loader
+from .images import ArrayImages, FileImages, ImageData
 
 LoaderMode = Literal["auto", "resident", "workers"]
 
@@ -126,7 +126,7 @@ def read_cache(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
 
 def _decode(images: FileImages, workers: int, title: str, quiet: bool) -> Tensor:
     pixels = torch.empty(len(images), *images.size, 3, dtype=torch.uint8)
-    batches = DataLoader(images, batch_size=256, num_workers=workers, worker_init_fn=leave_signals_to_training)
+    batches = decoding_loader(images, workers, batch_size=256)
     done = 0
     with tqdm(total=len(images), desc=f"decoding {title}", unit="img", disable=True if quiet else None) as bar:
         for batch in batches:
