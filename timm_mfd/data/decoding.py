@@ -4,6 +4,7 @@ import atexit
 import functools
 import multiprocessing
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
@@ -12,8 +13,8 @@ from torch.utils.data import DataLoader
 from .images import FileImages
 
 
-def decoding_loader(images: FileImages, workers: int, **options: Any) -> "DataLoader[Tensor]":
-    """Make a `DataLoader` whose processes leave SIGTERM and Ctrl-C to the training process.
+def decoded_batches(images: FileImages, workers: int, **options: Any) -> Iterator[Tensor]:
+    """Iterate over a `DataLoader` whose processes leave SIGTERM and Ctrl-C to the training process.
 
     Signals often go to all processes of a job. The training process still has to finish its step and to save its state
     then, and the death of a decoding process would cut that short.
@@ -23,14 +24,16 @@ def decoding_loader(images: FileImages, workers: int, **options: Any) -> "DataLo
         workers: Number of processes.
         **options: As for `DataLoader`.
     """
-    if workers:
-        _end_with_this_process()
-    return DataLoader(images, num_workers=workers, worker_init_fn=_leave_signals_to_training, **options)
-
-
-def _leave_signals_to_training(_worker: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    loader: DataLoader[Tensor] = DataLoader(images, num_workers=workers, **options)
+    if not workers or not hasattr(signal, "pthread_sigmask"):
+        return iter(loader)
+    _end_with_this_process()
+    # What is blocked here while the processes start stays blocked there from their first moment on.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @functools.cache

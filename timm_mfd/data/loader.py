@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .augmentation import EpochPlan, crop_and_flip, normalise, plan_epoch
-from .decoding import decoding_loader
+from .decoding import decoded_batches
 from .images import ArrayImages, FileImages, ImageData
 
 
@@ -148,6 +148,6 @@ def _fetch(
             yield pixels.to(device, non_blocking=True), labels[index]
         return
     lists = [batch.tolist() for batch in batches]
-    decoded = decoding_loader(images, workers, batch_sampler=lists, pin_memory=device.type == "cuda")
+    decoded = decoded_batches(images, workers, batch_sampler=lists, pin_memory=device.type == "cuda")
     for index, pixels in zip(on_device, decoded, strict=True):
         yield pixels.to(device, non_blocking=True), labels[index]

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..atomic import replacing
-from .decoding import decoding_loader
+from .decoding import decoded_batches
 from .images import ArrayImages, FileImages, ImageData
 
 LoaderMode = Literal["auto", "resident", "workers"]
@@ -126,7 +126,7 @@ def read_cache(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
 
 def _decode(images: FileImages, workers: int, title: str, quiet: bool) -> Tensor:
     pixels = torch.empty(len(images), *images.size, 3, dtype=torch.uint8)
-    batches = decoding_loader(images, workers, batch_size=256)
+    batches = decoded_batches(images, workers, batch_size=256)
     done = 0
     with tqdm(total=len(images), desc=f"decoding {title}", unit="img", disable=True if quiet else None) as bar:
         for batch in batches:
