@@ -29,7 +29,7 @@ def train_in(folder, rank, processes, port, epochs):
         train.torch.set_num_threads(1)
     main(
         Args(
-            model="test_resnet", epochs=epochs, batch_size=256, lr=0.05, ema_decay=0.9, checkpoint_minutes=0.0,
+            model="test_resnet", epochs=epochs, batch_size=240, lr=0.05, ema_decay=0.9, checkpoint_minutes=0.0,
             output_dir="run", resume="auto",
         )
     )  # fmt: skip
