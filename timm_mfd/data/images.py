@@ -114,7 +114,7 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageDecodeError(f"cannot decode {path}: not a file")  # opening a pipe would wait for ever
+            raise ValueError("not a file")  # opening a pipe would wait for ever
         with Image.open(path) as image:
             if image.mode == "I" or image.mode.startswith("I;16"):
                 return _upper_bits(np.array(image)).convert("RGB")
@@ -123,8 +123,6 @@ def read_image(path: str | Path) -> Image.Image:
             if "transparency" in image.info:
                 return image.convert("RGBA").convert("RGB")
             return image.convert("RGB")
-    except ImageDecodeError:
-        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
         raise ImageDecodeError(f"cannot decode {path}: {reason}") from None
