@@ -3,6 +3,7 @@
 Importing this package makes the `*_mfd` names known to `timm.create_model`, `timm.list_models` and the Hub sources.
 """
 
+from . import densenet_mfd as densenet_mfd
 from . import mobilenetv2_mfd as mobilenetv2_mfd
 from . import resnet_mfd as resnet_mfd
 from ._factory import arguments_for as arguments_for

@@ -88,7 +88,7 @@ def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
 
     Example:
         >>> timm_mfd.list_models("resnet*")
-        ['resnet18_mfd', 'resnet50_mfd']
+        ['resnet18_mfd', 'resnet34_mfd', 'resnet50_mfd']
     """
     names = timm.list_pretrained("*_mfd*") if pretrained else _mfd_names()
     return [name for name in names if fnmatch.fnmatch(name, filter)]

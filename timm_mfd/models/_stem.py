@@ -2,6 +2,8 @@
 
 from typing import Any, Literal, get_args
 
+from torch import nn
+
 Stem = Literal["imagenet", "small", "cifar"]
 
 # Input side over map side for the stages 0 to 4.
@@ -30,6 +32,18 @@ def check_stem(stem: str) -> None:
     """
     if stem not in get_args(Stem):
         raise ValueError(f"unknown stem {stem!r}; choose one of {', '.join(get_args(Stem))}")
+
+
+def small_first_convolution(old: nn.Module, stem: Stem) -> nn.Conv2d:
+    """Return what replaces a first convolution of 7x7 and stride 2: 3x3 and stride 1 (Section IV), not initialised.
+
+    Raises:
+        ValueError: If the model begins with several convolutions.
+    """
+    if not isinstance(old, nn.Conv2d) or old.kernel_size != (7, 7):
+        raise ValueError(f"stem {stem!r} replaces the first convolution and cannot be combined with stem_type")
+    like: Any = {"device": old.weight.device, "dtype": old.weight.dtype}
+    return nn.Conv2d(old.in_channels, old.out_channels, kernel_size=3, padding=1, bias=False, **like)
 
 
 def record_reductions(model: Any, stem: Stem) -> None:

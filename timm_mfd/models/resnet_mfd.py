@@ -1,4 +1,4 @@
-"""ResNets with stems for small images: timm's `ResNet` class and keys."""
+"""ResNets and ResNeXt with stems for small images: timm's `ResNet` class and keys."""
 
 from typing import Any
 
@@ -8,31 +8,18 @@ from timm.models.resnet import ResNet
 from torch import nn
 
 from ._cfg import imagenet_cfg
-from ._stem import Stem, check_stem, record_reductions
+from ._stem import Stem, check_stem, record_reductions, small_first_convolution
 
 # The registry reads this when an entry point below is decorated, so it stands above them.
-default_cfgs = generate_default_cfgs(
-    {name: imagenet_cfg(first_conv="conv1", classifier="fc") for name in ("resnet18_mfd", "resnet50_mfd")}
-)
+_NAMES = ("resnet18_mfd", "resnet34_mfd", "resnet50_mfd", "resnext50_32x4d_mfd")
+default_cfgs = generate_default_cfgs({name: imagenet_cfg(first_conv="conv1", classifier="fc") for name in _NAMES})
 
 
 def _resnet(arch: str, stem: Stem, **kwargs: Any) -> ResNet:
     check_stem(stem)
     model = timm.create_model(arch, **kwargs)
     if stem != "imagenet":
-        if not isinstance(model.conv1, nn.Conv2d):
-            raise ValueError(f"stem {stem!r} replaces the first convolution and cannot be combined with stem_type")
-        # The paper: the first convolution becomes 3x3 with stride 1 (Section IV).
-        old = model.conv1
-        model.conv1 = nn.Conv2d(
-            old.in_channels,
-            old.out_channels,
-            kernel_size=3,
-            padding=1,
-            bias=False,
-            device=old.weight.device,
-            dtype=old.weight.dtype,
-        )
+        model.conv1 = small_first_convolution(model.conv1, stem)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         if stem == "cifar":
             model.maxpool = nn.Identity()
@@ -57,6 +44,18 @@ def resnet18_mfd(pretrained: bool = False, stem: Stem = "imagenet", **kwargs: An
 
 
 @register_model
+def resnet34_mfd(pretrained: bool = False, stem: Stem = "imagenet", **kwargs: Any) -> ResNet:
+    """ResNet-34 with a choice of stem."""
+    return _create("resnet34", pretrained, stem, **kwargs)
+
+
+@register_model
 def resnet50_mfd(pretrained: bool = False, stem: Stem = "imagenet", **kwargs: Any) -> ResNet:
     """ResNet-50 with a choice of stem; the paper uses `"cifar"` at 32 px and `"small"` at 64 px."""
     return _create("resnet50", pretrained, stem, **kwargs)
+
+
+@register_model
+def resnext50_32x4d_mfd(pretrained: bool = False, stem: Stem = "imagenet", **kwargs: Any) -> ResNet:
+    """ResNeXt-50 32x4d with a choice of stem; the paper uses `"cifar"` at 32 px and `"small"` at 64 px."""
+    return _create("resnext50_32x4d", pretrained, stem, **kwargs)
