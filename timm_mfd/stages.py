@@ -114,6 +114,17 @@ def _take(stages: Sequence[StageInfo], indices: Sequence[int] | None) -> list[in
     return taken
 
 
+def gives_embedding(model: nn.Module, training: bool = False) -> bool:
+    """Tell whether `forward_stages` returns the embedding of a model.
+
+    Args:
+        model: Any timm model.
+        training: Whether the question is about training mode.
+    """
+    timm_model: Any = model
+    return hasattr(model, "get_classifier") and _reads_pre_logits(timm_model, timm_model.get_classifier(), training)
+
+
 def _forward_head(model: Any, features: Tensor) -> tuple[Tensor | None, Tensor | None]:
     if not hasattr(model, "get_classifier"):
         return None, None
@@ -121,18 +132,18 @@ def _forward_head(model: Any, features: Tensor) -> tuple[Tensor | None, Tensor |
     if getattr(model, "num_classes", 0) == 0:
         pooled = model.forward_head(features)
         return None, pooled if pooled.ndim == 2 else None
-    if _reads_pre_logits(model, classifier):
+    if _reads_pre_logits(model, classifier, model.training):
         # The head runs once: twice would draw dropout twice and update batch norms twice.
         embedding = model.forward_head(features, pre_logits=True)
         return classifier(embedding), embedding
     return model.forward_head(features), None
 
 
-def _reads_pre_logits(model: Any, classifier: nn.Module) -> bool:
+def _reads_pre_logits(model: Any, classifier: nn.Module, training: bool) -> bool:
     """Whether logits are exactly `classifier(forward_head(pre_logits=True))`."""
     if not isinstance(classifier, nn.Linear):
         return False
-    if model.training and getattr(model, "drop_rate", 0):
+    if training and bool(getattr(model, "drop_rate", 0)):
         return False  # some heads drop out after the point where pre_logits returns
     for module in model.modules():
         # A norm or an activation precedes the classifier inside a Sequential, and pre_logits leaves it out.

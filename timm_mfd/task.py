@@ -8,12 +8,13 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from .criteria import Reads, cosines_of, fold_classifier, linear_classifier
 from .decorrelation import MFDLoss
-from .stages import forward_stages, stage_info
+from .stages import forward_stages, gives_embedding, stage_info
 
 
 class StagedModel(nn.Module):
-    """A timm model whose `forward` returns logits and stages, so that a DDP wrapper sees both.
+    """A timm model whose `forward` returns all that the losses read, so that a DDP wrapper sees it.
 
     DDP averages gradients only for what its own `forward` computes; calling `forward_intermediates` on the model inside
     the wrapper would skip that.
@@ -21,17 +22,22 @@ class StagedModel(nn.Module):
     Args:
         model: Any timm model.
         indices: Which stages to return, see `forward_stages`.
+        cosines: Whether to return cosines in place of logits.
     """
 
-    def __init__(self, model: nn.Module, indices: tuple[int, ...] | None = None):
+    def __init__(self, model: nn.Module, indices: tuple[int, ...] | None = None, cosines: bool = False):
         super().__init__()
         self.model = model
         self.indices = indices
+        self.cosines = cosines
 
-    def forward(self, images: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-        """Return the logits `[B, num_classes]` and the stages of `images` `[B, in_chans, H, W]`."""
+    def forward(self, images: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...], Tensor | None]:
+        """Return logits or cosines `[B, num_classes]`, stages and embedding of `images` `[B, in_chans, H, W]`."""
         out = forward_stages(self.model, images, self.indices)
-        return out.logits, out.stages
+        if self.cosines:
+            assert out.embedding is not None  # the task has refused what gives none
+            return cosines_of(out.embedding, linear_classifier(self.model).weight), out.stages, out.embedding
+        return out.logits, out.stages, out.embedding
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that timm's optimizer factory exempts from weight decay, under their names in this module."""
@@ -49,7 +55,8 @@ class MFDClassificationTask(ClassificationTask):
 
     Args:
         model: Any timm model with a classifier.
-        criterion: `criterion(logits [B, K], target [B]) -> scalar`. Default: softmax cross-entropy.
+        criterion: `criterion(logits [B, K], target [B]) -> scalar`, or one of `timm_mfd.criteria`. One that reads
+            cosines sets the classifier's bias to 0 for good. Default: softmax cross-entropy.
         mfd: The decorrelation loss. `MFDLoss(weight=0)` is the baseline on the same code path. Default: `MFDLoss()`.
         stage_indices: Which stages to constrain, see `forward_stages`.
         device: As for `timm.task.TrainingTask`.
@@ -58,7 +65,8 @@ class MFDClassificationTask(ClassificationTask):
 
     Raises:
         TypeError: If `model` is not a timm model.
-        ValueError: If `model` has no classifier or a stage index is out of range.
+        ValueError: If `model` has no classifier, or not the embedding that the criterion reads, or a stage index is out
+            of range.
 
     Example:
         >>> task = MFDClassificationTask(model, nn.CrossEntropyLoss(), MFDLoss(weight=1.0))
@@ -83,7 +91,18 @@ class MFDClassificationTask(ClassificationTask):
         if getattr(model, "num_classes", 0) == 0:
             raise ValueError(f"{type(model).__name__} has no classifier; build it with num_classes >= 1")
         criterion = nn.CrossEntropyLoss() if criterion is None else criterion
-        super().__init__(StagedModel(model, stage_indices), criterion, device=device, dtype=dtype, verbose=verbose)
+        reads: Reads = getattr(criterion, "reads", "logits")
+        if reads != "logits" and not gives_embedding(model, training=True):
+            raise ValueError(
+                f"{type(criterion).__name__} needs a model whose classifier is one linear layer on one vector without "
+                f"dropout; {type(model).__name__} has none as it is built"
+            )
+        staged = StagedModel(model, stage_indices, cosines=reads == "cosines")
+        super().__init__(staged, criterion, device=device, dtype=dtype, verbose=verbose)
+        self.reads = reads
+        if reads == "cosines" and (bias := linear_classifier(model).bias) is not None:
+            # It has no part in a cosine, and DDP would wait for its gradient.
+            bias.requires_grad_(False).zero_()
         self.mfd = MFDLoss() if mfd is None else mfd
 
     @property
@@ -96,10 +115,43 @@ class MFDClassificationTask(ClassificationTask):
         return super().setup_ema(*args, **kwargs).requires_grad_(False)
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """Return the plain timm model, or its moving average, so that saved keys are the model's own."""
+        """Return the plain timm model, or its moving average, so that saved keys are the model's own.
+
+        After a criterion that reads cosines it is `fold_classifier` of the model.
+        """
         resolved = super().get_eval_model(module=module, ema=ema)
         inner = None if resolved is None else unwrap_model(resolved)
-        return inner.model if isinstance(inner, StagedModel) else resolved
+        if isinstance(inner, StagedModel):
+            resolved = inner.model
+        return fold_classifier(resolved) if self.reads == "cosines" and resolved is not None else resolved
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Tensor]:
+        """Return what training needs beside the eval model: buffers of the criterion, a classifier before folding."""
+        criterion = self.criterion.state_dict() if isinstance(self.criterion, nn.Module) else {}
+        state = {f"criterion.{name}": tensor for name, tensor in criterion.items()}
+        if self.reads == "cosines":
+            state["classifier.weight"] = linear_classifier(self._staged(ema).model).weight.detach()
+        return state
+
+    def load_task_state(
+        self,
+        state: dict[str, Tensor] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
+    ) -> None:
+        """Put back what `get_task_state` returned."""
+        state = dict(state or {})
+        if self.reads == "cosines" and (strict or "classifier.weight" in state):
+            with torch.no_grad():
+                linear_classifier(self._staged(ema).model).weight.copy_(state["classifier.weight"])
+        if isinstance(self.criterion, nn.Module):
+            prefix = "criterion."
+            own = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+            self.criterion.load_state_dict(own, strict=strict)
+
+    def _staged(self, ema: bool) -> Any:
+        return unwrap_model(self.get_trainable_module(ema=ema))
 
     def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> Any:
         """Compile training and evaluation entry points, before distributed wrapping; return the compiled eval model."""
@@ -115,15 +167,16 @@ class MFDClassificationTask(ClassificationTask):
             target: Class indices `[B]`, or what the criterion takes.
 
         Returns:
-            `loss` (scalar, Eq. 7), `output` (logits `[B, K]`), and for logging, detached: `criterion_loss`, `mfd_loss`
-            (the weighted MFD term) and `mfd_per_stage` `[S]` (NaN with weight 0).
+            `loss` (scalar, Eq. 7), `output` (logits or cosines `[B, K]`, without a margin), and for logging, detached:
+            `criterion_loss`, `mfd_loss` (the weighted MFD term) and `mfd_per_stage` `[S]` (NaN with weight 0).
 
         Raises:
             ValueError: If a class index on the CPU is outside the classes (on a GPU, looking would stall the device).
         """
         _check_labels(target, self.model.num_classes, getattr(self.criterion, "ignore_index", None))
-        logits, stages = self.trainable_module(input)
-        criterion_loss = self.criterion(logits, target)
+        logits, stages, embedding = self.trainable_module(input)
+        read = (logits, target, embedding) if self.reads == "embedding" else (logits, target)
+        criterion_loss = self.criterion(*read)
         mfd = self.mfd(stages)
         return {
             "loss": criterion_loss + mfd.loss,
