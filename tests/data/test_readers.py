@@ -173,11 +173,11 @@ def test_a_wrong_folder_layout_says_what_is_expected_and_found(folder_dataset, c
     ("name", "kwargs", "message"),
     [
         ("cifar11", {}, "unknown dataset 'cifar11'; did you mean cifar1"),
-        ("mnist!", {}, "choose one of digits, cifar10, cifar100, tiny_imagenet, folder"),
+        ("mnist!", {}, "choose one of digits, cifar10, cifar100, tiny_imagenet, facescrub, folder"),
         ("cifar10", {}, r"needs a data directory \(--data-dir\)"),
         ("tiny_imagenet", {"data_dir": "/no/such"}, "'/no/such' does not exist"),
         ("digits", {"data_dir": "images"}, "'digits' is built in and does not read 'images'"),
-        ("digits", {"image_size": 32}, "image size 32 applies to the dataset 'folder' only"),
+        ("digits", {"image_size": 32}, "image size 32 applies to 'folder' and"),
     ],
 )
 def test_wrong_arguments_are_named(name, kwargs, message):

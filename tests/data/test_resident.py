@@ -87,7 +87,7 @@ def test_a_damaged_or_foreign_cache_is_refused_and_rebuilt(folder_dataset, tmp_p
             path.write_bytes(b"garbage" * 100 if damage == "garbage" else b"")
         else:
             shape = (24, 16, 16, 3) if damage == "foreign" else (1, 16, 16, 3)
-            key = resident.fingerprint(load_dataset("folder", folder_dataset).train)
+            key = resident.cache_key(load_dataset("folder", folder_dataset).train)
             metadata = {"fingerprint": "another" if damage == "foreign" else key}
             save_file({"pixels": torch.zeros(shape, dtype=torch.uint8)}, path, metadata=metadata)
     again = put(folder_dataset, cache)

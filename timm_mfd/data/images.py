@@ -6,6 +6,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ class FileImages(Dataset[Tensor]):
             ImageDecodeError: If the file cannot be decoded or has another size.
         """
         path = self.paths[index]
-        image = read_image(path)
+        image = self._read(index)
         if image.size != self.size[::-1]:
             if not self.resize:
                 raise ImageDecodeError(
@@ -102,20 +103,40 @@ class FileImages(Dataset[Tensor]):
             image = ImageOps.fit(image, self.size[::-1], method=Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(image))
 
+    def _read(self, index: int) -> Image.Image:
+        return read_image(self.paths[index])
 
-def read_image(path: str | Path) -> Image.Image:
+    def fingerprint(self) -> str:
+        """Return a sha256 over the paths, sizes and times of the files: whether what was decoded before is still it."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            try:
+                status = os.stat(path)
+                # A copy may keep the modification time of other content; the change time it cannot keep.
+                times = f"\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n"
+                digest.update(os.fsencode(os.path.abspath(path)) + times.encode())
+            except OSError:
+                digest.update(os.fsencode(path) + b"\0missing\n")  # decoding will name it
+        return digest.hexdigest()
+
+
+def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.Image:
     """Read an image file as 8-bit RGB.
 
     Grey, palette and CMYK images are converted; of 16 bits the upper 8 are kept; an alpha channel is dropped, as by
     torchvision's and timm's readers.
 
+    Args:
+        source: A path or an open file.
+        name: What to call an open file in an error.
+
     Raises:
         ImageDecodeError: If the file is missing, unreadable, truncated, no image, or has floating-point pixels.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if isinstance(source, str | Path) and not stat.S_ISREG(os.stat(source).st_mode):
             raise ValueError("not a file")  # opening a pipe would wait for ever
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             if image.mode == "I" or image.mode.startswith("I;16"):
                 return _upper_bits(np.array(image)).convert("RGB")
             if image.mode == "F":
@@ -125,7 +146,7 @@ def read_image(path: str | Path) -> Image.Image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ImageDecodeError(f"cannot decode {path}: {reason}") from None
+        raise ImageDecodeError(f"cannot decode {name or source}: {reason}") from None
 
 
 def _upper_bits(pixels: np.ndarray) -> Image.Image:

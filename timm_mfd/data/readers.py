@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
+from .facescrub import SIDE
+from .hfds import load_hfds
 from .images import ArrayImages, FileImages, ImageData, read_image
 
 
@@ -17,9 +20,9 @@ def load_dataset(name: str, data_dir: str | Path | None = None, image_size: int 
     """Open a data set by name.
 
     Args:
-        name: One of `DATASETS`.
-        data_dir: Where it lies; not needed for `digits`.
-        image_size: For `folder`: resize every image to this side. Default: the images must all have one size.
+        name: One of `DATASETS`, or `hfds/` and a data set of the Hugging Face Hub.
+        data_dir: Where it lies; not needed for `digits`, and for `hfds/` where downloads are kept.
+        image_size: For `folder` and `hfds/`: resize every image to this side. Default: all images must have one size.
 
     Returns:
         Training and held-out images with their classes and preprocessing.
@@ -30,12 +33,14 @@ def load_dataset(name: str, data_dir: str | Path | None = None, image_size: int 
     Example:
         >>> data = load_dataset("tiny_imagenet", "data/tiny-imagenet-200")
     """
+    if name.startswith("hfds/"):
+        return load_hfds(name.removeprefix("hfds/"), None if data_dir is None else Path(data_dir), image_size)
     if name not in _READERS:
         close = get_close_matches(name, _READERS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(_READERS)}"
         raise ValueError(f"unknown dataset {name!r}; {hint}")
     if image_size is not None and name != "folder":
-        raise ValueError(f"image size {image_size} applies to the dataset 'folder' only; {name!r} has its own")
+        raise ValueError(f"image size {image_size} applies to 'folder' and 'hfds/...' only; {name!r} has its own")
     if name == "digits":
         if data_dir is not None:
             raise ValueError(f"dataset 'digits' is built in and does not read {str(data_dir)!r}; choose a --dataset")
@@ -143,30 +148,45 @@ def _tiny_imagenet(root: Path) -> ImageData:
     )
 
 
-def _folder(root: Path, image_size: int | None = None) -> ImageData:
+def _facescrub(root: Path) -> ImageData:
+    """What `facescrub.prepare` writes, or the same layout from elsewhere."""
+    root = root / "facescrub" if (root / "facescrub").is_dir() else root
+    data = _folder(root, name="facescrub")
+    if data.image_size != (SIDE, SIDE):
+        height, width = data.image_size
+        raise ValueError(
+            f"facescrub: images are {width}x{height}, expected {SIDE}x{SIDE}; "
+            "train_scripts/prepare_facescrub.py makes them, or choose --dataset folder"
+        )
+    return replace(data, mean=(0.5,) * 3, std=(0.5,) * 3)  # the custom in face recognition
+
+
+def _folder(root: Path, image_size: int | None = None, name: str = "folder") -> ImageData:
     """`train/` and `val/` or `test/`, each with one folder per class."""
     test_split = next((split for split in ("val", "test") if (root / split).is_dir()), None)
     if test_split is None or not (root / "train").is_dir():
         raise ValueError(
-            f"folder: expected {str(root)!r} to hold train/ and val/ or test/, each with one folder per class, "
+            f"{name}: expected {str(root)!r} to hold train/ and val/ or test/, each with one folder per class, "
             f"found {_listing(root)}"
         )
     try:
         classes, index = find_classes(str(root / "train"))
         held_out, _ = find_classes(str(root / test_split))
         if missing := sorted(set(classes) - set(held_out)):
-            warnings.warn(f"folder: no class folder {missing[0]!r} in {test_split}/; it is not evaluated", stacklevel=2)
+            warnings.warn(f"{name}: no class folder {missing[0]!r} in {test_split}/; it is not evaluated", stacklevel=2)
         if unknown := sorted(set(held_out) - set(classes)):
-            raise ValueError(f"folder: class {unknown[0]!r} is in {test_split}/ but not in train/")
+            raise ValueError(f"{name}: class {unknown[0]!r} is in {test_split}/ but not in train/")
         for split in ("train", test_split):
             _refuse_loops(root / split)
         train = make_dataset(str(root / "train"), index, extensions=IMG_EXTENSIONS)
-        test = make_dataset(str(root / test_split), {name: index[name] for name in held_out}, extensions=IMG_EXTENSIONS)
+        test = make_dataset(
+            str(root / test_split), {label: index[label] for label in held_out}, extensions=IMG_EXTENSIONS
+        )
     except FileNotFoundError as error:
-        raise ValueError(f"folder: {error}") from None
+        raise ValueError(f"{name}: {error}") from None
     size = (image_size, image_size) if image_size else read_image(train[0][0]).size[::-1]
     return ImageData(
-        name="folder",
+        name=name,
         train=_files(train, size, resize=image_size is not None),
         test=_files(test, size, resize=image_size is not None),
         class_names=tuple(classes),
@@ -179,6 +199,7 @@ _READERS: dict[str, Callable[..., ImageData]] = {
     "cifar10": _cifar10,
     "cifar100": _cifar100,
     "tiny_imagenet": _tiny_imagenet,
+    "facescrub": _facescrub,
     "folder": _folder,
 }
 DATASETS = tuple(_READERS)

@@ -82,7 +82,7 @@ def _resident(
 ) -> ArrayImages:
     if isinstance(images, ArrayImages):
         return ArrayImages(images.pixels.to(device), images.labels, images.paths)
-    key = fingerprint(images)
+    key = cache_key(images)
     path = folder / f"{key[:32]}.safetensors"
     pixels = read_cache(path, key, (len(images), *images.size, 3))
     if pixels is None:
@@ -91,18 +91,10 @@ def _resident(
     return ArrayImages(pixels.to(device), images.labels, images.paths)
 
 
-def fingerprint(images: FileImages) -> str:
-    """Return a sha256 over the paths, sizes and times of the files, and the size decoded to."""
-    digest = hashlib.sha256(repr((_DECODER, images.size, images.resize)).encode())
-    for path in images.paths:
-        try:
-            stat = os.stat(path)
-            # A copy may keep the modification time of other content; the change time it cannot keep.
-            times = f"\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n"
-            digest.update(os.fsencode(os.path.abspath(path)) + times.encode())
-        except OSError:
-            digest.update(os.fsencode(path) + b"\0missing\n")  # decoding will name it
-    return digest.hexdigest()
+def cache_key(images: FileImages) -> str:
+    """Return a sha256 that changes whenever the images would decode to other pixels."""
+    parts = (_DECODER, images.size, images.resize, images.fingerprint())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def read_cache(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:

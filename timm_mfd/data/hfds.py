@@ -1,0 +1,101 @@
+"""Data sets of the Hugging Face Hub, or of a folder that its `datasets` library reads, through timm's own reader."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .images import FileImages, ImageData, read_image
+
+# What held-out images are called, in the order of preference: a test split often has no labels.
+_HELD_OUT = ("validation", "valid", "val", "test")
+
+
+class HubImages(FileImages):
+    """Encoded images of one split, decoded when asked for.
+
+    Args:
+        reader: timm's reader.
+        name: What to call the split in messages.
+        size: As for `FileImages`.
+        resize: As for `FileImages`.
+    """
+
+    def __init__(self, reader: Any, name: str, size: tuple[int, int], resize: bool):
+        names = [f"image {index} of {name}" for index in range(len(reader))]
+        super().__init__(names, list(reader.iter_targets()), size, resize)
+        self._reader = reader
+
+    def _read(self, index: int) -> Image.Image:
+        with self._reader[index][0] as file:
+            return read_image(file, name=self.paths[index])
+
+    def identity(self) -> str:
+        """Return a sha256 that stays when the folder moves: labels, and the bytes of some images."""
+        digest = hashlib.sha256(repr((self.size, self.resize, self.labels.tolist())).encode())
+        for index in range(0, len(self), max(1, len(self) // 256)):
+            with self._reader[index][0] as file:
+                digest.update(file.read())
+        return digest.hexdigest()
+
+    def fingerprint(self) -> str:
+        """Return a sha256 that changes when the files behind the data set do."""
+        digest = hashlib.sha256(self.identity().encode())
+        for file in self._reader.dataset.cache_files:
+            status = os.stat(file["filename"])
+            digest.update(f"{file['filename']}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+def load_hfds(name: str, cache_dir: Path | None = None, image_size: int | None = None) -> ImageData:
+    """Open a data set with the splits `train` and `validation` or `test`, an image column and a column of classes.
+
+    Args:
+        name: After `hfds/`: an id of the Hub such as `uoft-cs/cifar100`, or a folder.
+        cache_dir: Where the library keeps what it downloads. Default: the library's choice.
+        image_size: Resize all images to this side. Default: the images must all have one size.
+
+    Returns:
+        Training and held-out images; the first column of images and the first of classes are read.
+
+    Raises:
+        ValueError: If the library is missing, or the data set or what is needed of it.
+    """
+    title = f"hfds/{name}"
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"dataset {title!r} needs the library 'datasets'; pip install 'timm_mfd[hfds]'") from None
+    from timm.data import create_reader
+
+    try:
+        splits = datasets.load_dataset(name, cache_dir=None if cache_dir is None else str(cache_dir))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"dataset {title!r} cannot be loaded: {reason[0]}") from None
+    held_out = next((split for split in _HELD_OUT if split in splits), None)
+    if "train" not in splits or held_out is None:
+        raise ValueError(f"dataset {title!r} has no train and validation or test splits, but {', '.join(splits)}")
+    features = splits["train"].features
+    kinds = {"image": datasets.Image, "label": datasets.ClassLabel}
+    keys = {what: [key for key, feature in features.items() if isinstance(feature, kinds[what])] for what in kinds}
+    for what, found in keys.items():
+        if not found:
+            raise ValueError(f"dataset {title!r} has no column of {what}s, but {', '.join(features)}")
+    read: dict[str, Any] = {"input_key": keys["image"][0], "target_key": keys["label"][0]}
+    readers = {split: create_reader(title, root=cache_dir, split=split, **read) for split in ("train", held_out)}
+    with readers["train"][0][0] as file:
+        first = read_image(file, name=f"image 0 of {title} train")
+    size = (image_size, image_size) if image_size else first.size[::-1]
+    train, test = (
+        HubImages(reader, f"{title} {split}", size, image_size is not None) for split, reader in readers.items()
+    )
+    return ImageData(
+        name=title,
+        train=train,
+        test=test,
+        class_names=tuple(features[read["target_key"]].names),
+        test_split=held_out,
+    )
