@@ -1,11 +1,14 @@
 """Fixtures: fixed seeds, and small image folders in the official layouts."""
 
+import hashlib
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +56,37 @@ def tiny_imagenet_dataset(tmp_path) -> Path:
 def write_image(path: Path, side: int = 16, colour: int = 0, mode: str = "RGB") -> None:
     pixels = np.full((side, side) if mode == "L" else (side, side, 3), colour, dtype=np.uint8)
     Image.fromarray(pixels, mode=None).save(path)
+
+
+def write_cifar(root: Path, reader: type[CIFAR10], label_key: str, monkeypatch, count: int = 4) -> dict:
+    """Write the official python format with `count` images a batch, whose checksums the reader then expects."""
+    folder = root / reader.base_folder
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = {}
+    for name, _ in reader.train_list + reader.test_list:
+        pixels = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        labels = [int(label) for label in rng.integers(0, 10, count)]
+        rows[name] = (pixels, labels)
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, label_key: labels}))
+    classes = 10 if label_key == "labels" else 100
+    names = {"label_names" if classes == 10 else "fine_label_names": [f"c{i}" for i in range(classes)]}
+    (folder / reader.meta["filename"]).write_bytes(pickle.dumps(names))
+    sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    for attribute in ("train_list", "test_list"):
+        monkeypatch.setattr(reader, attribute, [[n, sums[n]] for n, _ in getattr(reader, attribute)])
+    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": sums[reader.meta["filename"]]})
+    return rows
+
+
+@pytest.fixture
+def official_datasets(tmp_path, tiny_imagenet_dataset, monkeypatch) -> Path:
+    """A folder with a small version of every data set of the paper in its official format."""
+    write_cifar(tmp_path, CIFAR10, "labels", monkeypatch)
+    write_cifar(tmp_path, CIFAR100, "fine_labels", monkeypatch, count=12)
+    for split, count in (("train", 6), ("test", 2)):
+        for label, name in enumerate(("Adam_Old", "Zoe_Young")):
+            (tmp_path / "facescrub" / split / name).mkdir(parents=True)
+            for i in range(count):
+                write_image(tmp_path / "facescrub" / split / name / f"{i}.png", 64, 100 * label + i)
+    return tmp_path

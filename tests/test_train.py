@@ -62,7 +62,7 @@ def test_a_run_leaves_the_promised_folder_and_a_model_that_loads(folder_dataset,
     for line in lines:
         assert set(line) == {
             "epoch", "top1", "top5", "loss", "criterion_loss", "mfd_loss", "mfd_per_stage", "lr", "images_per_second",
-            "skipped_steps",
+            "seconds", "skipped_steps",
         }  # fmt: skip
         assert line["loss"] == pytest.approx(line["criterion_loss"] + line["mfd_loss"], abs=1e-5)
         assert line["mfd_loss"] == pytest.approx(sum(line["mfd_per_stage"]), abs=1e-5)

@@ -39,6 +39,7 @@ def outcome(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
     for content in (*lines, summary):
         content.pop("images_per_second")
+        content.pop("seconds")
     summary.pop("seconds")
     tensors, record = checkpoint.read(run_dir / CHECKPOINT)
     weights = {name: tensor.reshape(-1).view(torch.uint8).tolist() for name, tensor in tensors.items()}

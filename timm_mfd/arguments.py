@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from .criteria import CriterionName
 from .run_dir import changes
 
-# A resumed run may choose these anew: its weights come out the same.
-_FREE = frozenset(
+# What has no part in the result: a resumed run may choose it anew.
+FREE = frozenset(
     ("output_dir", "resume", "data_dir", "loader", "cache_dir", "workers", "tracker", "nan", "checkpoint_minutes")
 )
 
@@ -18,6 +19,9 @@ _FREE = frozenset(
 class Args:
     """Arguments of a run; the defaults for the optimizer are the paper's."""
 
+    recipe: str | None = None
+    """A run of the paper, such as resnet50/cifar100/softmax+mfd, or with another protocol .../softmax+mfd@strong: sets
+    what follows, except what is given beside it. train_scripts/reproduce.py list names all."""
     model: str = "resnet18_mfd"
     """Any name of timm or timm_mfd, or local-dir:FOLDER or hf-hub:ORG/NAME."""
     pretrained: bool = False
@@ -25,11 +29,22 @@ class Args:
     stem: Literal["auto", "imagenet", "small", "cifar"] = "auto"
     """First layers of an *_mfd model; auto is the paper's choice for the model and the size of the images."""
     dataset: str = "digits"
-    """digits, cifar10, cifar100, tiny_imagenet or folder (train/ and val/ or test/ with one folder per class)."""
+    """digits, cifar10, cifar100, tiny_imagenet, facescrub, folder (train/ and val/ or test/ with one folder per class),
+    or hfds/NAME for a data set of the Hugging Face Hub or a folder that its library reads."""
     data_dir: str | None = None
     """Where the data set lies; digits needs none."""
     image_size: int | None = None
-    """For --dataset folder: resize all images to this side."""
+    """For --dataset folder and hfds/NAME: resize all images to this side."""
+    criterion: CriterionName = "softmax"
+    """Classification loss beside MFD: softmax cross-entropy, Center Loss, AM-Softmax or ArcFace."""
+    label_smoothing: float = 0.0
+    """For --criterion softmax: probability that is shared among all classes."""
+    margin: float | None = None
+    """For --criterion am_softmax and arcface. Default: the paper's, 0.35 and 0.5."""
+    scale: float | None = None
+    """For --criterion am_softmax and arcface: factor of the cosines. Default: 30."""
+    center_weight: float | None = None
+    """For --criterion center: weight of the distances to the centres. Default: 0.003."""
     mfd_weight: float = 1.0
     """Balance factor lambda of Eq. 7; 0 is the baseline without MFD."""
     mfd_center: Literal["channel", "position"] = "channel"
@@ -46,6 +61,8 @@ class Args:
     """Learning rate of SGD with momentum 0.9."""
     milestones: tuple[int, ...] | None = None
     """Epochs after which the learning rate drops to a tenth. Default: 30, 60 and 90 % of the epochs."""
+    lr_decay: float = 0.1
+    """Factor of the learning rate at each milestone."""
     weight_decay: float = 5e-4
     """Weight decay of all parameters."""
     ema_decay: float = 0.0
@@ -83,11 +100,13 @@ class Args:
     @property
     def name(self) -> str:
         """What a run is called under `runs/`."""
-        return f"{self.model}-{self.dataset}-mfd{self.mfd_weight:g}-seed{self.seed}"
+        loss = f"mfd{self.mfd_weight:g}" if self.criterion == "softmax" else f"{self.criterion}-mfd{self.mfd_weight:g}"
+        return f"{self.model}-{self.dataset}-{loss}-seed{self.seed}"
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 0."""
-        return self.lr / 10 ** sum(milestone <= epoch for milestone in self.milestones or ())
+        # Divided, not multiplied: 0.1 / 10 is 0.01 to the last bit.
+        return self.lr / (1 / self.lr_decay) ** sum(milestone <= epoch for milestone in self.milestones or ())
 
     def checked(self) -> "Args":
         """Fill in the default milestones, and refuse what cannot train.
@@ -106,6 +125,8 @@ class Args:
                 raise ValueError(f"{flag} must be at least {minimum}, not {number}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed must be in [0, 2^32), not {self.seed}")
+        if not 0 < self.lr_decay <= 1:
+            raise ValueError(f"--lr-decay must be in (0, 1], not {self.lr_decay}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema-decay must be in [0, 1), not {self.ema_decay}")
         if not self.checkpoint_minutes >= 0:
@@ -145,8 +166,9 @@ class Args:
         Raises:
             ValueError: Naming every argument that differs, with both values.
         """
-        changed = changes(asdict(self), before, _FREE)
-        past = replace(self, lr=before["lr"], milestones=tuple(before["milestones"]))
+        before = asdict(Args()) | dict(before)  # a run of an earlier version had the default of what it did not know
+        changed = changes(asdict(self), before, FREE)
+        past = replace(self, lr=before["lr"], lr_decay=before["lr_decay"], milestones=tuple(before["milestones"]))
         epochs = range(epochs_begun)
         if self.epochs >= epochs_begun and all(self.learning_rate(e) == past.learning_rate(e) for e in epochs):
             changed.pop("epochs", None)

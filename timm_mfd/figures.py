@@ -1,5 +1,6 @@
 """Pictures. matplotlib is imported here and nowhere else."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .report import Row
+
 # Okabe and Ito's colours: told apart by colour-blind people and in grey print.
+_GAIN, _LOSS, _CHANCE = "#0072B2", "#D55E00", "#8c8c8c"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
@@ -80,5 +84,121 @@ def training_curves(
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+def ours_against_paper(rows: Sequence[Row], path: str | Path, title: str) -> Path:
+    """Draw for each row the accuracies with and without MFD, ours beside the paper's, and their difference.
+
+    A difference has a colour only where its confidence interval leaves out 0.
+
+    Args:
+        rows: What `report.rows_of` returns.
+        path: Where to write; the ending chooses the format (png, svg, pdf).
+        title: What was trained, and how.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If there is no row.
+
+    Example:
+        >>> ours_against_paper(rows_of("5", results), "table5.png", "Table V, paper's protocol")
+    """
+    if not rows:
+        raise ValueError("no rows to draw")
+    figure = Figure(figsize=(10.5, 1.7 + 0.5 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12)
+    accuracy, difference = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for y, row in enumerate(rows):
+        ours = (row.ours_baseline, row.ours)
+        paper = (row.baseline.accuracy, row.recipe.accuracy)
+        means = tuple(None if spread is None else spread.mean for spread in ours)
+        for values, offset, marker, colour in ((means, -0.14, "o", "black"), (paper, 0.14, "D", _CHANCE)):
+            known = [value for value in values if value is not None]
+            accuracy.plot(known, [y + offset] * len(known), color=colour, lw=1, zorder=1)
+            for value, fill in zip(values, ("white", colour), strict=True):
+                if value is not None:
+                    accuracy.scatter(value, y + offset, marker=marker, s=34, facecolor=fill, edgecolor=colour, zorder=2)
+        for spread in ours:
+            if spread is not None and spread.std is not None:
+                accuracy.errorbar(spread.mean, y - 0.14, xerr=spread.std, color="black", capsize=2, lw=1, zorder=1)
+        if (d := row.difference) is not None:
+            colour = (_LOSS, _CHANCE, _GAIN)[d.sign + 1]
+            ends = None if d.low is None or d.high is None else [[d.mean - d.low], [d.high - d.mean]]
+            difference.errorbar(d.mean, y - 0.14, xerr=ends, fmt="o", color=colour, capsize=3, ms=6)
+        if row.paper_difference is not None:
+            difference.scatter(row.paper_difference, y + 0.14, marker="D", s=34, color=_CHANCE)
+    keys = (("o", "black", "white", "ours, without MFD"), ("o", "black", "black", "ours, with MFD (bar: std)"),
+            ("D", _CHANCE, "white", "paper, without"), ("D", _CHANCE, _CHANCE, "paper, with"))  # fmt: skip
+    handles = [
+        accuracy.scatter([], [], marker=marker, s=34, facecolor=fill, edgecolor=edge, label=label)
+        for marker, edge, fill, label in keys
+    ]
+    accuracy.legend(handles=handles, frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    handles = [
+        difference.scatter([], [], marker="o", color=colour, s=34, label=label)
+        for colour, label in ((_GAIN, "gain"), (_LOSS, "loss"), (_CHANCE, "interval holds 0, or n < 2"))
+    ]
+    difference.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    weights = ["" if row.recipe.mfd_weight == 1 else f" x {row.recipe.mfd_weight:g}" for row in rows]
+    names = [row.baseline.id.replace("/", ", ") + weight for row, weight in zip(rows, weights, strict=True)]
+    accuracy.set(xlabel="top-1, %", yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
+    difference.set(xlabel="with MFD minus without, points (95 % interval)")
+    difference.axvline(0, color="black", lw=0.8)
+    for axes in (accuracy, difference):
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.08)
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+def accuracy_against_weight(rows: Sequence[Row], path: str | Path, title: str) -> Path:
+    """Draw accuracy against lg(lambda), as Table II, ours beside the paper's; the level without MFD is a line.
+
+    Args:
+        rows: Rows that differ in the weight only, such as `report.rows_of("2", results)`.
+        path: Where to write; the ending chooses the format (png, svg, pdf).
+        title: What was trained on which data.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If there is no row.
+
+    Example:
+        >>> accuracy_against_weight(rows_of("2", results), "table2.png", "ResNet50 on CIFAR-100")
+    """
+    if not rows:
+        raise ValueError("no rows to draw")
+    rows = sorted(rows, key=lambda row: row.recipe.mfd_weight)
+    weights = [math.log10(row.recipe.mfd_weight) for row in rows]
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    levels = (("ours", rows[0].ours_baseline and rows[0].ours_baseline.mean, "black", "o"),
+              ("paper", rows[0].baseline.accuracy, _LOSS, "D"))  # fmt: skip
+    for who, level, colour, marker in levels:
+        if who == "ours":
+            points = [(x, row.ours.mean, row.ours.std) for x, row in zip(weights, rows, strict=True) if row.ours]
+        else:
+            paper = ((x, row.recipe.accuracy) for x, row in zip(weights, rows, strict=True))
+            points = [(x, y, None) for x, y in paper if y is not None]
+        if points:
+            xs, ys, stds = zip(*points, strict=True)
+            bars = [std or 0 for std in stds] if any(stds) else None
+            axes.errorbar(xs, ys, yerr=bars, color=colour, marker=marker, capsize=3, lw=1.5, label=f"{who}, with MFD")
+        if level is not None:
+            axes.axhline(level, color=colour, ls=":", lw=1.5, label=f"{who}, without MFD")
+    axes.set(title=title, xlabel="lg(lambda)", ylabel="top-1, %")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
     return Path(path)

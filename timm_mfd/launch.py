@@ -17,6 +17,7 @@ import torch.distributed as dist
 from .interruption import Stopped
 
 Result = TypeVar("Result")
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # looked up here: a forked process should not
 
 
 @contextmanager
@@ -132,9 +133,20 @@ def follow_launcher() -> None:
     """Ask for SIGTERM when the launcher ends: killed alone, `accelerate launch` would leave the training running."""
     if sys.platform != "linux" or not _is_launched():
         return
-    ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM
+    end_with_parent()
     if os.getppid() == 1 and not any(word in Path("/proc/1/cmdline").read_text() for word in ("accelerate", "torch")):
         sys.exit(f"{Path(sys.argv[0]).name}: its launcher has ended already")
+
+
+def end_with_parent() -> None:
+    """Ask for SIGTERM when the process that started this one ends, where the system can do that."""
+    if _LIBC is not None:
+        _LIBC.prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM
+
+
+def cpu_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_cpu() -> None:
@@ -145,8 +157,7 @@ def prepare_cpu() -> None:
     the next step; here it keeps them.
     """
     if _is_launched() and os.environ.get("OMP_NUM_THREADS") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(max(1, cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block

@@ -105,7 +105,7 @@ class Training:
             bar: Moved by the images of each step.
 
         Returns:
-            Mean losses over steps and processes, learning rate and images per second.
+            Mean losses over steps and processes, learning rate, time and images per second.
 
         Raises:
             Stopped: If a signal came.
@@ -242,6 +242,7 @@ class Training:
             "mfd_per_stage": per_stage if self.args.mfd_weight else [None] * len(per_stage),
             "lr": self.args.learning_rate(self.epoch),
             "images_per_second": round(len(self.loader) * self.loader.batch_size / self._seconds, 1),
+            "seconds": self._seconds,
             "skipped_steps": self.step - round(steps / self.accelerator.num_processes),
         }
 

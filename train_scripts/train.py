@@ -4,6 +4,8 @@ accelerate launch train_scripts/train.py   (handwritten digits, about a minute o
 
 accelerate launch train_scripts/train.py --dataset tiny_imagenet --data-dir DIR --model mobilenetv2_100_mfd --epochs 100
 
+accelerate launch train_scripts/train.py --recipe resnet50/cifar100/softmax+mfd --data-dir DIR
+
 accelerate launch train_scripts/train.py --resume RUN
 """
 
@@ -24,9 +26,10 @@ from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
-from timm_mfd import MFDClassificationTask, MFDLoss, checkpoint, create_model, run_dir, save_pretrained
+from timm_mfd import MFDClassificationTask, MFDLoss, checkpoint, create_model, recipes, run_dir, save_pretrained
 from timm_mfd.arguments import Args
 from timm_mfd.correlation import Scope, effective_samples
+from timm_mfd.criteria import create_criterion
 from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, TrainLoader, load_dataset, place
 from timm_mfd.evaluation import evaluate
 from timm_mfd.figures import training_curves
@@ -113,10 +116,7 @@ def main(args: Args) -> None:
         shapes = stage_shapes(model, torch.zeros(1, 3, *data.image_size, device=device), args.stages)
         stages = [stage for stage, _ in shapes]
         model, synchronised = synchronise_batch_norm(model, args.sync_batch_norm)
-        mfd = MFDLoss(args.mfd_weight, center=args.mfd_center, max_samples=args.mfd_max_samples)
-        task = MFDClassificationTask(
-            model, nn.CrossEntropyLoss(), mfd, stage_indices=args.stages, device=device, verbose=False
-        )
+        task = build_task(args, model, device)
         optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
         if args.ema_decay:
             task.setup_ema(decay=args.ema_decay)
@@ -141,10 +141,10 @@ def main(args: Args) -> None:
     kind = f"{processes} x {record['environment']['device']}, {torch.get_num_threads()} CPU threads"
     kind += f", precision {args.mixed_precision}"
     share_of_batch = args.batch_size // processes
-    scope = Scope(mfd.center, mfd.max_samples)
+    scope = Scope(args.mfd_center, args.mfd_max_samples)
     samples = [effective_samples((share_of_batch, *shape[1:]), scope, processes) for _, shape in shapes]
     accelerator.print(f"{args.model} on {data.name} ({len(data.train):,} training, {len(data.test):,} held-out images)")
-    accelerator.print(f"{kind}; MFD weight {args.mfd_weight:g}; writing to {folder}")
+    accelerator.print(f"{kind}; {args.criterion}, MFD weight {args.mfd_weight:g}; writing to {folder}")
     if saved:
         position = f"epoch {saved.record['epoch'] + 1}, step {saved.record['step']} of {len(train_loader)}"
         accelerator.print(f"going on from {source} after {position}")
@@ -187,9 +187,11 @@ def main(args: Args) -> None:
         while training.epoch < args.epochs:
             epoch = training.epoch + 1
             losses = training.train_epoch(stop, bar)
+            began = time.monotonic()
             batches = stop.watch(test_loader, f"stopped while evaluating epoch {epoch}; go on with --resume {folder}")
             accuracy = evaluate(evaluated(), batches, data.num_classes, accelerator.autocast)
             line = {"epoch": epoch, "top1": accuracy.top1, "top5": accuracy.top5, **losses}
+            line["seconds"] = round(line["seconds"] + time.monotonic() - began, 1)
             training.finish_epoch(line)
             if main_process:
                 tqdm.write(
@@ -215,6 +217,7 @@ def main(args: Args) -> None:
             "top5": accuracy.top5,
             "count": accuracy.images,
             "split": data.test_split,
+            "data": record["data"],
             "stages": indices,
             "mean_abs_correlation": {"before": record["before"], "after": after},
             "samples": samples,
@@ -235,6 +238,20 @@ def main(args: Args) -> None:
             print(f"warning: {warning}")
         print(f"{summary['seconds']:.0f} seconds; the model is in {folder / 'model'}\n\nimport timm\nimport timm_mfd")
         print(f'model = timm.create_model("local-dir:{folder / "model"}", pretrained=True).eval()')
+
+
+def build_task(args: Args, model: nn.Module, device: torch.device) -> MFDClassificationTask:
+    """Put model, criterion and MFD into one `forward`."""
+    criterion = create_criterion(
+        args.criterion,
+        model,
+        label_smoothing=args.label_smoothing,
+        margin=args.margin,
+        scale=args.scale,
+        center_weight=args.center_weight,
+    )
+    mfd = MFDLoss(args.mfd_weight, center=args.mfd_center, max_samples=args.mfd_max_samples)
+    return MFDClassificationTask(model, criterion, mfd, stage_indices=args.stages, device=device, verbose=False)
 
 
 def stage_correlations(model: nn.Module, data: ImageData, args: Args) -> list[float]:
@@ -275,12 +292,15 @@ def export(
 
 
 def parse(words: Sequence[str] | None = None) -> Args:
-    """Read the command line; a run that goes on has the arguments that it began with, unless others are given.
+    """Read the command line; what it leaves out is as in the recipe, or as in the run that goes on.
 
     Args:
         words: The command line without the script. Default: that of this process.
     """
     args = tyro.cli(Args, description=__doc__, args=words)
+    if args.recipe is not None:
+        recipe, protocol = recipes.find(args.recipe)
+        args = tyro.cli(Args, description=__doc__, args=words, default=recipe.arguments(protocol))
     source = run_dir.find_checkpoint(args.resume, args.output_dir, args.name) if args.resume else None
     if source is None:
         return args

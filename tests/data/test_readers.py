@@ -1,12 +1,11 @@
 """Readers on small files in the official layouts, and the errors for wrong ones."""
 
-import hashlib
-import pickle
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from conftest import write_cifar
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from timm_mfd.data import FileImages, ImageDecodeError, load_dataset
@@ -25,37 +24,11 @@ def test_digits_are_embedded_and_split_without_overlap():
     assert pixels.std().item() == pytest.approx(data.std[0], abs=2e-3)
 
 
-def write_cifar(root, reader, label_key, count=4):
-    """Write the official python format with `count` images a batch, and their checksums into the reader."""
-    folder = root / reader.base_folder
-    folder.mkdir(parents=True)
-    sums = {}
-    rng = np.random.default_rng(0)
-    rows = {}
-    for name, _ in reader.train_list + reader.test_list:
-        pixels = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
-        labels = [int(label) for label in rng.integers(0, 10, count)]
-        rows[name] = (pixels, labels)
-        (folder / name).write_bytes(pickle.dumps({"data": pixels, label_key: labels}))
-    names = {
-        "label_names" if label_key == "labels" else "fine_label_names": [f"c{i}" for i in range(100)][
-            : 10 if label_key == "labels" else 100
-        ]
-    }
-    (folder / reader.meta["filename"]).write_bytes(pickle.dumps(names))
-    for path in folder.iterdir():
-        sums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
-    return rows, sums
-
-
 @pytest.mark.parametrize(
     ("name", "reader", "label_key"), [("cifar10", CIFAR10, "labels"), ("cifar100", CIFAR100, "fine_labels")]
 )
 def test_cifar_is_read_from_the_official_files(tmp_path, monkeypatch, name, reader, label_key):
-    rows, sums = write_cifar(tmp_path, reader, label_key)
-    for attribute in ("train_list", "test_list"):
-        monkeypatch.setattr(reader, attribute, [[n, sums[n]] for n, _ in getattr(reader, attribute)])
-    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": sums[reader.meta["filename"]]})
+    rows = write_cifar(tmp_path, reader, label_key, monkeypatch)
     for root in (tmp_path, tmp_path / reader.base_folder):
         data = load_dataset(name, root)
         assert data.num_classes == (10 if name == "cifar10" else 100)

@@ -1,0 +1,170 @@
+"""Results: one small JSON file per finished run of a recipe, from which reports are made and from nothing else."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from . import recipes
+from .arguments import FREE
+from .run_dir import changes, write_text
+
+# How a run was computed; its result says so, and it still is a run of the recipe.
+_ARITHMETIC = frozenset(("mixed_precision", "compile", "deterministic", "sync_batch_norm"))
+_CURVE = ("top1", "top5", "loss", "criterion_loss", "mfd_loss", "lr")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run of a recipe.
+
+    Attributes:
+        recipe: Id of the recipe.
+        protocol: Key of `recipes.PROTOCOLS`.
+        seed: The run's seed.
+        top1: Accuracy after the last epoch, in percent of the held-out images.
+        top5: The same for the five best classes.
+        images: Number of held-out images.
+        split: What they are called in the data set.
+        curve: One number per epoch for each of accuracy, losses and learning rate.
+        stages: Index of each stage that the correlations belong to.
+        correlation_before: Mean |r| of each stage with the initial weights, see `redundancy.mean_abs_correlation`.
+        correlation_after: The same after training.
+        wall_seconds: Time of training and evaluation over all epochs, also of a run that was interrupted.
+        images_per_second: Training images, median over the epochs.
+        device: Processes, device, threads and precision.
+        arithmetic: How it was computed: precision, compilation and the like.
+        environment: Versions, system and the commit of the code.
+        data: sha256 of images and classes.
+        warnings: What the run warned of.
+    """
+
+    recipe: str
+    protocol: str
+    seed: int
+    top1: float
+    top5: float
+    images: int
+    split: str
+    curve: dict[str, list[float]]
+    stages: list[int]
+    correlation_before: list[float]
+    correlation_after: list[float]
+    wall_seconds: float
+    images_per_second: float
+    device: str
+    arithmetic: dict[str, Any]
+    environment: dict[str, Any]
+    data: str
+    warnings: list[str]
+
+
+def path_of(folder: Path, recipe: recipes.Recipe, protocol: str, seed: int) -> Path:
+    """Return the file of a result.
+
+    Args:
+        folder: Folder of all results.
+        recipe: The recipe.
+        protocol: Key of `recipes.PROTOCOLS`.
+        seed: The run's seed.
+
+    Example:
+        >>> path_of(Path("results"), recipes.find("resnet50/cifar100/softmax+mfd")[0], "paper", 0)
+        PosixPath('results/paper/resnet50-cifar100-softmax+mfd-seed0.json')
+    """
+    return folder / protocol / f"{recipe.id.replace('/', '-')}-seed{seed}.json"
+
+
+def collect(run: Path) -> Result:
+    """Make the result of a finished run.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        The result. Paths of the machine are not in it.
+
+    Raises:
+        ValueError: If the run is not finished, or was not trained as its recipe says.
+    """
+    if not (run / "summary.json").is_file():
+        raise ValueError(f"{run} is not a finished run: summary.json is missing")
+    content = json.loads((run / "args.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    args, environment = content["args"], content["environment"]
+    if args["recipe"] is None:
+        raise ValueError(f"{run} is not a run of a recipe; train it with --recipe")
+    recipe, protocol = recipes.find(args["recipe"])
+    wanted = asdict(recipe.arguments(protocol, args["seed"]))
+    if different := changes(args, wanted, FREE | _ARITHMETIC):
+        words = ", ".join(f"--{name.replace('_', '-')} {args[name]} instead of {wanted[name]}" for name in different)
+        raise ValueError(f"{run} was not trained as its recipe says: {words}")
+    return Result(
+        recipe=recipe.id,
+        protocol=protocol,
+        seed=args["seed"],
+        top1=round(summary["top1"], 4),
+        top5=round(summary["top5"], 4),
+        images=summary["count"],
+        split=summary["split"],
+        curve={key: [float(f"{line[key]:.6g}") for line in metrics] for key in _CURVE},
+        stages=summary["stages"],
+        correlation_before=[round(r, 5) for r in summary["mean_abs_correlation"]["before"]],
+        correlation_after=[round(r, 5) for r in summary["mean_abs_correlation"]["after"]],
+        wall_seconds=round(sum(line["seconds"] for line in metrics), 1),
+        images_per_second=summary["images_per_second"],
+        device=summary["device"],
+        arithmetic={key: args[key] for key in sorted(_ARITHMETIC)},
+        environment=environment,
+        data=summary["data"],
+        warnings=summary["warnings"],
+    )
+
+
+def write(result: Result, folder: Path) -> Path:
+    """Write a result under its name; one that is there is replaced.
+
+    Args:
+        result: The result.
+        folder: Folder of all results.
+
+    Returns:
+        The file.
+    """
+    path = path_of(folder, recipes.find(result.recipe)[0], result.protocol, result.seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in asdict(result).items())
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")  # one line per entry, so that a curve is one line
+    return path
+
+
+def read(path: Path) -> Result:
+    """Read a result.
+
+    Raises:
+        ValueError: If the file is no result, or not of the recipe that its name says.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, Mapping) or (content.keys() != {field.name for field in fields(Result)}):
+            raise ValueError("it has other entries than a result")
+        result = Result(**content)
+        recipe, _ = recipes.find(f"{result.recipe}@{result.protocol}")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a result: {error}") from None
+    if path.name != path_of(path.parent, recipe, result.protocol, result.seed).name:
+        raise ValueError(f"{path} is the result of another run: {result.recipe}, seed {result.seed}")
+    return result
+
+
+def read_all(folder: Path) -> list[Result]:
+    """Read all results below a folder, in the order of recipes and seeds.
+
+    Raises:
+        ValueError: If a file is no result.
+    """
+    order = {recipe: index for index, recipe in enumerate(recipes.RECIPES)}
+    found = [read(path) for path in sorted(folder.glob("*/*.json"))]
+    return sorted(found, key=lambda result: (result.protocol, order[result.recipe], result.seed))

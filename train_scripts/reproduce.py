@@ -1,0 +1,259 @@
+"""Run the paper's experiments, and set our results beside the paper's.
+
+python train_scripts/reproduce.py list
+
+python train_scripts/reproduce.py run --table digits --protocol quick --seeds 2   (some minutes on a CPU)
+
+python train_scripts/reproduce.py run --table 5 --rows mobilenetv2/tiny_imagenet --seeds 3 --data-dir DIR --parallel 2
+
+python train_scripts/reproduce.py report
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from timm_mfd import recipes, results
+from timm_mfd.data import FileImages, ImageDecodeError, load_dataset, place
+from timm_mfd.figures import accuracy_against_weight, ours_against_paper
+from timm_mfd.interruption import Stopped, StopSignals
+from timm_mfd.launch import one_line_errors
+from timm_mfd.recipes import Recipe
+from timm_mfd.report import accuracy_tables, markdown, rows_of, spread, to_csv
+from timm_mfd.results import Result
+from timm_mfd.run_dir import write_text
+from timm_mfd.scheduler import Job, run_jobs
+
+TRAIN = Path(__file__).with_name("train.py")
+Protocol = Literal["paper", "strong", "quick"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe with one seed, and where its files are."""
+
+    recipe: Recipe
+    protocol: str
+    seed: int
+    runs_dir: Path
+    results_dir: Path
+
+    @property
+    def name(self) -> str:
+        """What it is called on the screen."""
+        return f"{self.recipe.id}@{self.protocol} seed {self.seed}"
+
+    @property
+    def result(self) -> Path:
+        """The result file; if it is there, the run is done."""
+        return results.path_of(self.results_dir, self.recipe, self.protocol, self.seed)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.runs_dir / self.protocol / self.result.stem
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run."""
+        return recipes.PROTOCOLS[self.protocol].epochs
+
+    def epochs_done(self) -> int:
+        """Return how many epochs the run folder has metrics of."""
+        with suppress(OSError):
+            return len((self.folder / "metrics.jsonl").read_text().splitlines())
+        return 0
+
+    def job(self, options: Sequence[str]) -> Job:
+        """Return the command that begins the run or goes on with it."""
+        words = ["--recipe", f"{self.recipe.id}@{self.protocol}", "--seed", str(self.seed), *options]
+        words += ["--output-dir", str(self.folder), "--resume", "auto"]
+        return Job(self.name, [sys.executable, str(TRAIN), *words], self.folder.with_suffix(".log"))
+
+
+def list_runs(
+    table: str | None = None,
+    rows: tuple[str, ...] = (),
+    protocol: Protocol = "paper",
+    runs_dir: Path = Path("runs/reproduce"),
+    results_dir: Path = Path("results"),
+) -> None:
+    """List the runs with the paper's accuracy and ours, and what is done or begun.
+
+    Args:
+        table: 2, 4, 5, 6 or digits. Default: all tables of the paper.
+        rows: Beginnings of names, in whole words, such as mobilenetv2/tiny_imagenet.
+        protocol: paper, strong or quick.
+        runs_dir: Where run folders are.
+        results_dir: Where results are.
+    """
+    with one_line_errors(ValueError):
+        chosen = recipes.select(table, rows)
+        found = [result for result in results.read_all(results_dir) if result.protocol == protocol]
+    how = recipes.PROTOCOLS[protocol]
+    print(f"protocol {protocol}: {how.summary}, {how.epochs} epochs\n")
+    print(f"{'table':<7} {'recipe':<38} {'stem':<9} {'paper':>6}  {'ours':<22} runs")
+    for recipe in chosen:
+        ours = [result for result in found if result.recipe == recipe.id]
+        accuracy = spread([result.top1 for result in ours])
+        states = [f"seeds {' '.join(str(result.seed) for result in ours)} done"] if ours else []
+        slug = results.path_of(results_dir, recipe, protocol, 0).stem.removesuffix("0")
+        for folder in sorted((runs_dir / protocol).glob(f"{slug}*/")):
+            run = Run(recipe, protocol, int(folder.name.removeprefix(slug)), runs_dir, results_dir)
+            if not run.result.exists():
+                states.append(f"seed {run.seed} at epoch {run.epochs_done()} of {run.epochs}")
+        paper = "-" if recipe.accuracy is None else f"{recipe.accuracy:.2f}"
+        state = ", ".join(states) or "not begun"
+        tables = ",".join(recipe.tables)
+        print(f"{tables:<7} {recipe.id:<38} {recipe.stem(protocol):<9} {paper:>6}  {accuracy or '-'!s:<22} {state}")
+    done = len({result.recipe for result in found} & {recipe.id for recipe in chosen})
+    print(f"\n{done} of {len(chosen)} recipes have a result")
+
+
+def run(
+    table: str | None = None,
+    rows: tuple[str, ...] = (),
+    seeds: int = 3,
+    parallel: int = 1,
+    protocol: Protocol = "paper",
+    data_dir: Path = Path("data"),
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no",
+    compile: bool = False,
+    workers: int = 2,
+    cache_dir: Path | None = None,
+    runs_dir: Path = Path("runs/reproduce"),
+    results_dir: Path = Path("results"),
+) -> None:
+    """Train what has no result yet; go on where a run was cut off.
+
+    Args:
+        table: 2, 4, 5, 6 or digits. Default: all tables of the paper.
+        rows: Beginnings of names, in whole words, such as mobilenetv2/tiny_imagenet.
+        seeds: Runs of each recipe, with the seeds 0, 1, ...
+        parallel: Runs at a time, on the GPUs in turn; on a CPU they share the cores.
+        protocol: paper, strong or quick.
+        data_dir: Folder of the data sets' own folders: cifar-10-batches-py, cifar-100-python, tiny-imagenet-200,
+            facescrub.
+        mixed_precision: Arithmetic of the networks.
+        compile: Compile the networks with torch.compile.
+        workers: Decoding processes of each run.
+        cache_dir: Where decoded images are kept. Default: ~/.cache/timm_mfd.
+        runs_dir: Where run folders are.
+        results_dir: Where results are.
+    """
+    with one_line_errors(ValueError, OSError, ImageDecodeError):
+        for flag, number in {"--seeds": seeds, "--parallel": parallel}.items():
+            if number < 1:
+                raise ValueError(f"{flag} must be at least 1, not {number}")
+        chosen = recipes.select(table, rows)
+        all_runs = [Run(recipe, protocol, seed, runs_dir, results_dir) for seed in range(seeds) for recipe in chosen]
+        missing = [run for run in all_runs if not run.result.exists()]
+        print(f"{len(all_runs)} runs: {len(all_runs) - len(missing)} done, {len(missing)} to do")
+        decode(sorted({run.recipe.dataset for run in missing}), data_dir, workers, cache_dir, parallel)
+        options = ["--mixed-precision", mixed_precision, "--workers", str(workers)]
+        options += ["--compile"] * compile + (["--cache-dir", str(cache_dir)] if cache_dir else [])
+        failed = train(missing, parallel, options, data_dir)
+    if failed:
+        sys.exit(f"reproduce.py: {len(failed)} of {len(missing)} runs failed: {', '.join(failed)}")
+
+
+def decode(datasets: Sequence[str], data_dir: Path, workers: int, cache_dir: Path | None, parallel: int) -> None:
+    """Find out that data are missing before anything runs, and decode images once for all runs."""
+    for name in datasets:
+        data = load_dataset(name, None if name == "digits" else data_dir)
+        if isinstance(data.train, FileImages):
+            cpu = torch.device("cpu")
+            place(data, "auto", cpu, workers=workers, processes=parallel, cache_dir=cache_dir)
+
+
+def train(runs: Sequence[Run], parallel: int, options: Sequence[str], data_dir: Path) -> list[str]:
+    """Run the training script for each run, and keep each result as soon as it is there.
+
+    Returns:
+        Names of the runs that failed.
+
+    Raises:
+        Stopped: If a signal came; the state of every run is saved then.
+    """
+    by_name = {run.name: run for run in runs}
+    data = {run.name: [] if run.recipe.dataset == "digits" else ["--data-dir", str(data_dir)] for run in runs}
+    jobs = [run.job([*options, *data[run.name]]) for run in runs]
+    failed = []
+    with StopSignals() as stop, tqdm(total=sum(run.epochs for run in runs), unit="epoch", disable=None) as bar:
+
+        def show_progress() -> None:
+            bar.update(sum(run.epochs_done() for run in runs) - bar.n)
+
+        show_progress()
+        bar.unpause()
+        for job, code in run_jobs(jobs, parallel, stop, show_progress):
+            run = by_name[job.name]
+            if code == 0:
+                result = results.collect(run.folder)
+                results.write(result, run.results_dir)
+                paper = "" if run.recipe.accuracy is None else f" (paper {run.recipe.accuracy:.2f})"
+                tqdm.write(f"{run.name}: top-1 {result.top1:.2f}{paper} in {result.wall_seconds / 60:.1f} minutes")
+            elif not stop.received:
+                failed.append(job.name)
+                tqdm.write(f"{run.name} failed: {job.last_words()} ({job.log})", file=sys.stderr)
+        if stop.received:
+            left = sum(not run.result.exists() for run in runs)
+            raise Stopped(f"stopped with {left} runs to do; the same command goes on", stop.received)
+    return failed
+
+
+def report(results_dir: Path = Path("results"), output_dir: Path | None = None) -> None:
+    """Write README.md, results.csv and pictures (PNG and SVG) from the results, and print the tables.
+
+    Args:
+        results_dir: Where results are.
+        output_dir: Where to write. Default: the folder of the results.
+    """
+    with one_line_errors(ValueError, OSError):
+        found = results.read_all(results_dir)
+        if not found:
+            raise ValueError(f"no results in {str(results_dir)!r}; make some with reproduce.py run")
+        folder = output_dir or results_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = {protocol: draw(protocol, found, folder) for protocol in {result.protocol for result in found}}
+        write_text(folder / "README.md", markdown(found, pictures))
+        write_text(folder / "results.csv", to_csv(found))
+    for protocol in recipes.PROTOCOLS:
+        if ours := [result for result in found if result.protocol == protocol]:
+            print(f"## Protocol {protocol}\n\n{accuracy_tables(ours, coloured)}\n")
+    print(f"{len(found)} runs; the report is {folder / 'README.md'}")
+
+
+def draw(protocol: str, found: Sequence[Result], folder: Path) -> dict[str, str]:
+    """Draw the pictures of a protocol and return title and file name of each."""
+    ours = [result for result in found if result.protocol == protocol]
+    rows = [row for table in recipes.TABLES for row in rows_of(table, ours)]
+    rows = list({row.recipe.id: row for row in rows}.values())  # one row of Table II is in Table IV, too
+    pictures = {f"Ours and the paper's, protocol {protocol}": (f"{protocol}-ours-and-paper", ours_against_paper, rows)}
+    if weights := rows_of("2", ours):
+        title = f"ResNet50 on CIFAR-100, protocol {protocol}"
+        pictures[title] = (f"{protocol}-accuracy-and-weight", accuracy_against_weight, weights)
+    for title, (name, function, its_rows) in pictures.items():
+        for ending in ("png", "svg"):
+            function(its_rows, folder / f"{name}.{ending}", title)
+    return {title: f"{name}.png" for title, (name, _, _) in pictures.items()}
+
+
+def coloured(text: str, sign: int) -> str:
+    """Colour a significant difference on a terminal."""
+    if not sign or not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+        return text
+    return f"\033[{'32' if sign > 0 else '31'}m{text}\033[0m"
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        tyro.extras.subcommand_cli_from_dict({"list": list_runs, "run": run, "report": report}, description=__doc__)
