@@ -98,16 +98,14 @@ def test_every_recipe_trains_on_its_data_set(recipe, official_datasets, tmp_path
     # A checkpoint and an export of 100 MB each, 42 times, are another test's matter.
     monkeypatch.setattr("timm_mfd.checkpoint.write", lambda *_: None)
     monkeypatch.setattr(train, "export", lambda *args: None)
-    words = ["--recipe", recipe.id, "--epochs", "1", "--batch-size", "6", "--milestones", "1", "--workers", "0"]
+    words = ["--recipe", recipe.id, "--epochs", "1", "--batch-size", "6", "--workers", "0"]
     args = train.parse([*words, "--data-dir", str(official_datasets), "--output-dir", str(tmp_path / "run")])
     assert args == replace(
-        recipe.arguments(), epochs=1, batch_size=6, milestones=(1,), workers=0, data_dir=str(official_datasets),
+        recipe.arguments(), epochs=1, batch_size=6, workers=0, data_dir=str(official_datasets),
         output_dir=str(tmp_path / "run"),
     )  # fmt: skip
     train.main(args)
     (line,) = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-    steps = {"cifar10": 3, "cifar100": 3, "tiny_imagenet": 2, "facescrub": 2}[recipe.dataset]
-    assert line["images_per_second"] * line["seconds"] >= 6 * steps * 0.9  # so many images were trained on
     assert line["loss"] == pytest.approx(line["criterion_loss"] + line["mfd_loss"], abs=1e-4)
     assert (line["mfd_loss"] > 0) == (recipe.mfd_weight > 0)
     table = re.findall(r"^ +(\d)  (\S+) +(\d+)  (\d+)x\d+ ", capsys.readouterr().out, re.MULTILINE)
@@ -161,9 +159,7 @@ def test_open_choices_name_the_values_that_are_used():
     center = CenterLoss(2, 2)
     assert f"lambda {center.weight:g} and alpha {center.rate:g}" in choices["Center Loss"]
     assert f"first {IDENTITIES} of" in choices["FaceScrub"]
-    assert f"first {train.CORRELATION_IMAGES:,} held-out" in choices["Tables I and III"].replace(
-        "evenly spaced", "first"
-    )
+    assert f"on {train.CORRELATION_IMAGES:,} held-out" in choices["Tables I and III"]
 
 
 def test_files_of_results_have_names_of_their_own():

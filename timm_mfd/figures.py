@@ -7,13 +7,16 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .report import Row
 
 # Okabe and Ito's colours: told apart by colour-blind people and in grey print.
-_GAIN, _LOSS, _CHANCE = "#0072B2", "#D55E00", "#8c8c8c"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_GAIN, _LOSS, _CHANCE = "#0072B2", "#D55E00", "#8c8c8c"
+_OURS: dict[str, Any] = {"marker": "o", "color": "black"}
+_PAPER: dict[str, Any] = {"marker": "D", "color": _CHANCE}
 
 
 def training_curves(
@@ -109,45 +112,41 @@ def ours_against_paper(rows: Sequence[Row], path: str | Path, title: str) -> Pat
     """
     if not rows:
         raise ValueError("no rows to draw")
-    figure = Figure(figsize=(10.5, 1.7 + 0.5 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10.5, 2.2 + 0.6 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12)
     accuracy, difference = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for y, row in enumerate(rows):
-        ours = (row.ours_baseline, row.ours)
-        paper = (row.baseline.accuracy, row.recipe.accuracy)
-        means = tuple(None if spread is None else spread.mean for spread in ours)
-        for values, offset, marker, colour in ((means, -0.14, "o", "black"), (paper, 0.14, "D", _CHANCE)):
-            known = [value for value in values if value is not None]
-            accuracy.plot(known, [y + offset] * len(known), color=colour, lw=1, zorder=1)
-            for value, fill in zip(values, ("white", colour), strict=True):
+        ours = [(spread.mean, spread.std) if spread else (None, None) for spread in (row.ours_baseline, row.ours)]
+        paper = [(row.baseline.accuracy, None), (row.recipe.accuracy, None)]
+        for points, style, top in ((ours, _OURS, y - 0.3), (paper, _PAPER, y + 0.1)):
+            for (value, std), fill, height in zip(points, ("white", style["color"]), (top, top + 0.2), strict=True):
                 if value is not None:
-                    accuracy.scatter(value, y + offset, marker=marker, s=34, facecolor=fill, edgecolor=colour, zorder=2)
-        for spread in ours:
-            if spread is not None and spread.std is not None:
-                accuracy.errorbar(spread.mean, y - 0.14, xerr=spread.std, color="black", capsize=2, lw=1, zorder=1)
+                    accuracy.errorbar(value, height, xerr=std, mfc=fill, ms=6, capsize=3, lw=1, **style)
         if (d := row.difference) is not None:
-            colour = (_LOSS, _CHANCE, _GAIN)[d.sign + 1]
             ends = None if d.low is None or d.high is None else [[d.mean - d.low], [d.high - d.mean]]
-            difference.errorbar(d.mean, y - 0.14, xerr=ends, fmt="o", color=colour, capsize=3, ms=6)
+            colour = (_LOSS, _CHANCE, _GAIN)[d.sign + 1]
+            difference.errorbar(d.mean, y - 0.2, xerr=ends, fmt="o", color=colour, capsize=3, ms=7)
         if row.paper_difference is not None:
-            difference.scatter(row.paper_difference, y + 0.14, marker="D", s=34, color=_CHANCE)
-    keys = (("o", "black", "white", "ours, without MFD"), ("o", "black", "black", "ours, with MFD (bar: std)"),
-            ("D", _CHANCE, "white", "paper, without"), ("D", _CHANCE, _CHANCE, "paper, with"))  # fmt: skip
-    handles = [
-        accuracy.scatter([], [], marker=marker, s=34, facecolor=fill, edgecolor=edge, label=label)
-        for marker, edge, fill, label in keys
+            difference.errorbar(row.paper_difference, y + 0.2, ms=6, **_PAPER)
+    styles: list[tuple[dict[str, Any], str]] = [
+        ({**_OURS, "mfc": "white"}, "ours, without MFD"),
+        (_OURS, "ours, with MFD (bars: std)"),
+        ({"marker": "o", "color": _GAIN}, "significant gain"),
+        ({"marker": "o", "color": _LOSS}, "significant loss"),
+        ({"marker": "o", "color": _CHANCE}, "may be chance, or n = 1"),
     ]
-    accuracy.legend(handles=handles, frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
-    handles = [
-        difference.scatter([], [], marker="o", color=colour, s=34, label=label)
-        for colour, label in ((_GAIN, "gain"), (_LOSS, "loss"), (_CHANCE, "interval holds 0, or n < 2"))
-    ]
-    difference.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    weights = ["" if row.recipe.mfd_weight == 1 else f" x {row.recipe.mfd_weight:g}" for row in rows]
+    if any(row.recipe.accuracy is not None for row in rows):
+        styles[2:2] = [({**_PAPER, "mfc": "white"}, "paper, without"), (_PAPER, "paper, with (its mean of 3)")]
+    handles = [Line2D([], [], ls="", ms=6, label=label, **style) for style, label in styles]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    weights = ["" if row.recipe.mfd_weight == 1 else f", MFD x {row.recipe.mfd_weight:g}" for row in rows]
     names = [row.baseline.id.replace("/", ", ") + weight for row, weight in zip(rows, weights, strict=True)]
     accuracy.set(xlabel="top-1, %", yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
-    difference.set(xlabel="with MFD minus without, points (95 % interval)")
+    difference.set(xlabel="gain by MFD, points (95 % interval)")
+    for line in range(1, len(rows)):
+        accuracy.axhline(line - 0.5, color="0.9", lw=0.8)
+        difference.axhline(line - 0.5, color="0.9", lw=0.8)
     difference.axvline(0, color="black", lw=0.8)
     for axes in (accuracy, difference):
         axes.grid(axis="x", alpha=0.3)
@@ -195,7 +194,7 @@ def accuracy_against_weight(rows: Sequence[Row], path: str | Path, title: str) -
             axes.errorbar(xs, ys, yerr=bars, color=colour, marker=marker, capsize=3, lw=1.5, label=f"{who}, with MFD")
         if level is not None:
             axes.axhline(level, color=colour, ls=":", lw=1.5, label=f"{who}, without MFD")
-    axes.set(title=title, xlabel="lg(lambda)", ylabel="top-1, %")
+    axes.set(title=title, xlabel="lg(λ)", ylabel="top-1, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

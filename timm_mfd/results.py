@@ -90,15 +90,14 @@ def collect(run: Path) -> Result:
     """
     if not (run / "summary.json").is_file():
         raise ValueError(f"{run} is not a finished run: summary.json is missing")
-    content = json.loads((run / "args.json").read_text())
+    args = json.loads((run / "args.json").read_text())
     summary = json.loads((run / "summary.json").read_text())
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    args, environment = content["args"], content["environment"]
-    if args["recipe"] is None:
+    if args.get("recipe") is None:
         raise ValueError(f"{run} is not a run of a recipe; train it with --recipe")
     recipe, protocol = recipes.find(args["recipe"])
     wanted = asdict(recipe.arguments(protocol, args["seed"]))
-    if different := changes(args, wanted, FREE | _ARITHMETIC):
+    if different := changes(wanted, args, FREE | _ARITHMETIC):
         words = ", ".join(f"--{name.replace('_', '-')} {args[name]} instead of {wanted[name]}" for name in different)
         raise ValueError(f"{run} was not trained as its recipe says: {words}")
     return Result(
@@ -117,7 +116,7 @@ def collect(run: Path) -> Result:
         images_per_second=summary["images_per_second"],
         device=summary["device"],
         arithmetic={key: args[key] for key in sorted(_ARITHMETIC)},
-        environment=environment,
+        environment=args["environment"],
         data=summary["data"],
         warnings=summary["warnings"],
     )

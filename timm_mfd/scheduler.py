@@ -27,7 +27,7 @@ class Job:
     """
 
     name: str
-    command: Sequence[str]
+    command: tuple[str, ...]
     log: Path
 
     def last_words(self) -> str:

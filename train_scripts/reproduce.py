@@ -76,7 +76,7 @@ class Run:
         """Return the command that begins the run or goes on with it."""
         words = ["--recipe", f"{self.recipe.id}@{self.protocol}", "--seed", str(self.seed), *options]
         words += ["--output-dir", str(self.folder), "--resume", "auto"]
-        return Job(self.name, [sys.executable, str(TRAIN), *words], self.folder.with_suffix(".log"))
+        return Job(self.name, (sys.executable, str(TRAIN), *words), self.folder.with_suffix(".log"))
 
 
 def list_runs(
@@ -196,14 +196,17 @@ def train(runs: Sequence[Run], parallel: int, options: Sequence[str], data_dir: 
         bar.unpause()
         for job, code in run_jobs(jobs, parallel, stop, show_progress):
             run = by_name[job.name]
-            if code == 0:
+            try:
+                if code != 0:
+                    raise ValueError(f"{job.last_words()} ({job.log})")
                 result = results.collect(run.folder)
                 results.write(result, run.results_dir)
                 paper = "" if run.recipe.accuracy is None else f" (paper {run.recipe.accuracy:.2f})"
                 tqdm.write(f"{run.name}: top-1 {result.top1:.2f}{paper} in {result.wall_seconds / 60:.1f} minutes")
-            elif not stop.received:
-                failed.append(job.name)
-                tqdm.write(f"{run.name} failed: {job.last_words()} ({job.log})", file=sys.stderr)
+            except (ValueError, OSError) as error:  # the other runs go on
+                if not stop.received:
+                    failed.append(job.name)
+                    tqdm.write(f"{run.name} failed: {error}", file=sys.stderr)
         if stop.received:
             left = sum(not run.result.exists() for run in runs)
             raise Stopped(f"stopped with {left} runs to do; the same command goes on", stop.received)

@@ -1,0 +1,132 @@
+"""Reports say what the results say: means, spreads, intervals, and a colour only where it is due."""
+
+import csv
+import io
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from timm_mfd import recipes
+from timm_mfd.report import (
+    Difference,
+    accuracy_tables,
+    markdown,
+    paired_difference,
+    rows_of,
+    spread,
+    to_csv,
+    with_sign,
+)
+from timm_mfd.results import Result
+
+BASE = Result(
+    recipe="", protocol="paper", seed=0, top1=0.0, top5=99.0, images=10000, split="test",
+    curve={"top1": [10.0, 50.0, 40.0]}, stages=[0, 1, 2, 3, 4], correlation_before=[0.3] * 5,
+    correlation_after=[0.1, 0.2, 0.3, 0.4, 0.5], wall_seconds=3600.0, images_per_second=1000.0, device="1 x gpu",
+    arithmetic={"mixed_precision": "bf16"}, environment={"git_commit": "0123456789abcdef", "git_modified": False},
+    data="0", warnings=[],
+)  # fmt: skip
+
+
+def results_of(recipe, *accuracies, **change):
+    return [replace(BASE, recipe=recipe, seed=seed, top1=top1, **change) for seed, top1 in enumerate(accuracies)]
+
+
+WITHOUT = results_of("resnet50/cifar100/softmax", 76.0, 76.4, 76.2)
+WITH = results_of("resnet50/cifar100/softmax+mfd", 78.0, 78.2, 78.4)
+
+
+def test_the_interval_is_that_of_scipys_paired_test():
+    rng = np.random.default_rng(0)
+    with_mfd, without = rng.normal(51, 1, 6), rng.normal(50, 1, 6)
+    found = paired_difference(dict(enumerate(with_mfd)), dict(enumerate(without)))
+    expected = stats.ttest_rel(with_mfd, without).confidence_interval(0.95)
+    assert (found.n, found.mean) == (6, pytest.approx((with_mfd - without).mean()))
+    assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+
+
+def test_only_runs_with_the_same_seed_are_paired():
+    found = paired_difference({0: 50.0, 1: 52.0, 5: 99.0}, {1: 49.0, 0: 48.0, 2: 0.0})
+    assert (found.n, found.mean) == (2, 2.5)
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_a_single_pair_and_equal_differences_have_no_interval_and_no_significance():
+    for n in (1, 3):
+        found = paired_difference(dict.fromkeys(range(n), 51.0), dict.fromkeys(range(n), 50.0))
+        assert found == Difference(n, 1.0, None, None)
+        assert found.sign == 0
+        assert str(found) == f"+1.00 (n={n})"
+
+
+def test_significance_is_an_interval_on_one_side_of_0():
+    assert [Difference(3, m, m - 1, m + 1).sign for m in (2.0, 0.5, -0.5, -2.0)] == [1, 0, 0, -1]
+
+
+def test_spread_is_the_sample_standard_deviation():
+    assert str(spread([50.0, 52.0])) == f"51.00 ± {math.sqrt(2):.2f} (n=2)"
+    assert str(spread([50.0])) == "50.00 (n=1)"
+    assert spread([]) is None
+
+
+def cells_of(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_table_has_ours_beside_the_papers_and_a_colour_only_where_significant():
+    chance = results_of("resnet50/cifar10/softmax", 93.0, 94.0, 93.5) + results_of(
+        "resnet50/cifar10/softmax+mfd", 93.6, 93.4, 93.7
+    )
+    loss = results_of("resnet50/facescrub/softmax", 90.0, 91.0) + results_of(
+        "resnet50/facescrub/softmax+mfd", 80.0, 81.01
+    )
+    lines = accuracy_tables([*WITHOUT, *WITH, *chance, *loss], with_sign).splitlines()
+    rows = {tuple(cells_of(line)[:3]): cells_of(line)[3:] for line in lines if line.startswith("| resnet50")}
+    interval = stats.ttest_rel([78.0, 78.2, 78.4], [76.0, 76.4, 76.2]).confidence_interval(0.95)
+    assert rows["resnet50", "cifar100", "softmax"] == [
+        "76.42", "79.18", "+2.76", "76.20 ± 0.20 (n=3)", "78.20 ± 0.20 (n=3)",
+        f"+2.00 [{interval.low:+.2f}, {interval.high:+.2f}] 🟢 ▲",
+    ]  # fmt: skip
+    assert rows["resnet50", "cifar10", "softmax"][-1].startswith("+0.07 [-1.")
+    assert rows["resnet50", "cifar10", "softmax"][-1].endswith("]")
+    assert rows["resnet50", "facescrub", "softmax"][-1].endswith("🔴 ▼")
+    assert sum(line.startswith("###") for line in lines) == 2  # Tables II and IV: rows without results are left out
+
+
+def test_a_row_with_one_side_only_is_shown_without_a_difference():
+    (row,) = rows_of("4", WITHOUT)
+    assert (row.ours, row.difference) == (None, None)
+    assert cells_of(accuracy_tables(WITHOUT).splitlines()[-1])[-3:] == ["76.20 ± 0.20 (n=3)", "-", "-"]
+
+
+def test_the_report_keeps_protocols_apart_and_says_what_it_stands_on():
+    strong = results_of("resnet50/cifar100/softmax", 79.9, protocol="strong", wall_seconds=7200.0)
+    text = markdown([*WITHOUT, *WITH, *strong], {"paper": {"A title": "picture.png"}})
+    paper, rest = text.split("## Protocol `strong`")
+    assert "2 of the paper's 42 recipes have a result. 6 runs in 6.00 hours: 6 on 1 x gpu." in paper
+    assert "1 of the paper's 42 recipes have a result. 1 runs in 2.00 hours" in rest
+    assert "![A title](picture.png)" in paper
+    assert "79.90" not in paper
+    # Correlations: the mean over seeds, and the paper's Table III below.
+    assert "| resnet50/cifar100/softmax+mfd | ours (n=3) | 0.100   | 0.200   | 0.300   | 0.400   | 0.500   |" in paper
+    assert "| resnet50/cifar100/softmax+mfd | paper      | 0.007   | 0.015   | 0.034   | 0.031   | 0.013   |" in paper
+    assert "50.00 (2)" in paper  # the best epoch, beside the last one that counts
+    assert "0123456789 " in paper
+    assert all(question in rest for question in recipes.OPEN_CHOICES)
+
+
+def test_the_csv_holds_the_same_numbers():
+    rows = list(csv.DictReader(io.StringIO(to_csv([*WITHOUT, *WITH, *results_of("resnet18/digits/softmax", 90.0)]))))
+    assert [(row["table"], row["recipe"]) for row in rows[-2:]] == [
+        ("4", "resnet50/cifar100/softmax+mfd"),
+        ("digits", "resnet18/digits/softmax+mfd"),
+    ]
+    full, half = rows[-2:]
+    interval = stats.ttest_rel([78.0, 78.2, 78.4], [76.0, 76.4, 76.2]).confidence_interval(0.95)
+    numbers = [float(value) for value in list(full.values())[3:]]
+    expected = [76.42, 79.18, 2.76, 3, 76.2, 0.2, 3, 78.2, 0.2, 3, 2, interval.low, interval.high, 1]
+    assert numbers == pytest.approx(expected, abs=1e-4)
+    assert list(half.values())[3:] == ["", "", "", "1", "90.0", "", "0", "", "", "0", "", "", "", ""]

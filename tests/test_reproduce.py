@@ -1,0 +1,232 @@
+"""reproduce.py does what is missing, once, whatever it is cut off by, and reports what is there."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import reproduce
+from processes import start_process
+from test_report import WITH, WITHOUT, results_of
+
+from timm_mfd import recipes, results
+
+# The trial on digits with a tiny network, a second a run; for this process and those that it starts.
+FAST = """
+from timm_mfd import recipes
+short = recipes.Protocol("short", epochs=12, milestones=(3, 6, 9), batch_size=479)
+recipes.PROTOCOLS = {**recipes.PROTOCOLS, "quick": short}
+recipes.MODELS = {**recipes.MODELS, "resnet18": "test_resnet"}
+recipes.paper_stem = lambda *_: "auto"
+"""
+TRAIN = (
+    FAST
+    + f"""
+import sys
+sys.path.insert(0, {str(Path(reproduce.__file__).parent)!r})
+import train
+from timm_mfd.launch import one_line_errors
+with one_line_errors():
+    train.main(train.parse())
+"""
+)
+DIGITS = {"table": "digits", "protocol": "quick"}
+
+
+@pytest.fixture
+def fast(tmp_path, monkeypatch):
+    for name in ("PROTOCOLS", "MODELS", "paper_stem"):
+        monkeypatch.setattr(recipes, name, getattr(recipes, name))  # put back at the end
+    monkeypatch.chdir(tmp_path)
+    _be_fast(tmp_path)
+    yield tmp_path
+    monkeypatch.setattr(reproduce, "TRAIN", Path(reproduce.__file__).with_name("train.py"))
+
+
+def _be_fast(folder):
+    exec(FAST, {})
+    (folder / "fast_train.py").write_text(TRAIN)
+    reproduce.TRAIN = folder / "fast_train.py"
+
+
+def _run_in(folder, **arguments):
+    os.chdir(folder)
+    log = os.open("reproduce.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    _be_fast(Path(folder))
+    reproduce.run(**arguments)
+
+
+def wait_for(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def processes_of(folder):
+    commands = (path for path in Path("/proc").glob("[0-9]*/cmdline"))
+    return [path for path in commands if str(folder / "fast_train.py").encode() in _read(path)]
+
+
+def _read(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_done_twice(fast, capfd):
+    done = fast / "results" / "quick" / "resnet18-digits-softmax-seed0.json"
+    cut = fast / "runs" / "reproduce" / "quick" / "resnet18-digits-softmax+mfd-seed0"
+    reached = 0
+
+    def epochs():
+        path = cut / "metrics.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        running = start_process(partial(_run_in, seeds=2, **DIGITS), str(fast))
+        wait_for(lambda: done.exists() and epochs() > reached)  # noqa: B023
+        os.kill(running.pid, how)
+        running.join()
+        wait_for(lambda: not processes_of(fast))
+        assert running.exitcode == (-how if how == signal.SIGKILL else 128 + how)
+        assert [path.name for path in done.parent.iterdir()] == [done.name]
+        reached = epochs()
+        assert 0 < reached < 12
+    before = done.stat()
+    shown = (fast / "reproduce.log").read_text()
+    assert "4 runs: 0 done, 4 to do" in shown
+    assert "stopped with 3 runs to do; the same command goes on" in shown
+    assert "4 runs: 1 done, 3 to do" in shown
+    assert "failed" not in shown
+    reproduce.list_runs(**DIGITS)
+    listed = capfd.readouterr().out
+    assert re.search(rf"softmax\+mfd .* seed 0 at epoch {reached} of 12", listed)
+    assert re.search(r"softmax  .* seeds 0 done", listed)
+
+    reproduce.run(seeds=2, parallel=2, **DIGITS)
+    assert "4 runs: 1 done, 3 to do" in capfd.readouterr().out
+    after = done.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    found = results.read_all(fast / "results")
+    assert [(result.recipe.removeprefix("resnet18/digits/"), result.seed) for result in found] == [
+        ("softmax", 0), ("softmax", 1), ("softmax+mfd", 0), ("softmax+mfd", 1),
+    ]  # fmt: skip
+    assert all(len(result.curve["top1"]) == 12 for result in found)
+    went_on = {path.stem: path.read_text().count("going on from") for path in cut.parent.glob("*.log")}
+    assert len(went_on) == 4
+    assert {name for name, count in went_on.items() if count} == {cut.name}
+    assert went_on[cut.name] == 2
+
+    reproduce.run(seeds=2, **DIGITS)
+    assert "4 runs: 4 done, 0 to do" in capfd.readouterr().out
+    reproduce.report()
+    assert re.search(r"resnet18 \| digits .*± .*\(n=2\).*± .*\(n=2\)", capfd.readouterr().out)
+    names = {path.name for path in (fast / "results").iterdir()}
+    assert names == {"quick", "README.md", "results.csv", "quick-ours-and-paper.png", "quick-ours-and-paper.svg"}
+
+
+def test_runs_that_fail_or_were_trained_otherwise_are_named_and_the_others_go_on(fast, capfd):
+    """One folder is somebody else's; in the other is a finished run of one epoch."""
+    blocked, other = (
+        fast / "runs" / "reproduce" / "quick" / f"resnet18-digits-softmax{mfd}-seed0" for mfd in ("", "+mfd")
+    )
+    blocked.mkdir(parents=True)
+    (blocked / "notes.txt").write_text("mine")
+    words = ["--recipe", "resnet18/digits/softmax+mfd@quick", "--epochs", "1", "--output-dir", str(other)]
+    subprocess.run([sys.executable, str(fast / "fast_train.py"), *words], check=True, capture_output=True)
+    with pytest.raises(SystemExit) as error:
+        reproduce.run(seeds=1, **DIGITS)
+    assert error.value.code.startswith("reproduce.py: 2 of 2 runs failed: resnet18/digits/softmax@quick seed 0, ")
+    first, second = (line for line in capfd.readouterr().err.splitlines() if " failed: " in line)
+    assert re.search(r"softmax@quick seed 0 failed: fast_train.py: error: --output-dir .*; nothing was changed", first)
+    assert re.search(r"softmax\+mfd@quick seed 0 failed: .* was not trained as its recipe says: --epochs 1 ", second)
+    assert [path.name for path in blocked.iterdir()] == ["notes.txt"]
+    assert not (fast / "results").exists()
+
+
+def test_missing_data_are_found_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(SystemExit) as error:
+        reproduce.run(table="5", rows=("mobilenetv2/tiny_imagenet",))
+    assert "error: tiny_imagenet: 'data' lacks wnids.txt" in error.value.code
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: reproduce.run(table="3"), "unknown table '3'; choose one of 2, 4, 5, 6, digits"),
+        (lambda: reproduce.run(table="5", rows=("vgg",)), "no row 'vgg' in Table V"),
+        (lambda: reproduce.run(seeds=0), "--seeds must be at least 1, not 0"),
+        (lambda: reproduce.run(parallel=0), "--parallel must be at least 1, not 0"),
+        (lambda: reproduce.report(), "no results in 'results'; make some with reproduce.py run"),
+        (lambda: reproduce.list_runs(table="9"), "unknown table '9'"),
+    ],
+)
+def test_mistakes_end_in_one_line(tmp_path, monkeypatch, call, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        call()
+    assert message in error.value.code
+    assert "\n" not in error.value.code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_is_made_from_the_results_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    weights = results_of("resnet50/cifar100/softmax+mfd10", 76.9, 76.5)
+    for result in [*WITHOUT, *WITH, *weights, *results_of("resnet50/cifar100/softmax", 79.0, protocol="strong")]:
+        results.write(result, tmp_path / "results")
+    reproduce.report(output_dir=tmp_path / "page")
+    shown = capsys.readouterr().out
+    assert shown.index("## Protocol paper") < shown.index("## Protocol strong")
+    assert "\033" not in shown  # no terminal, no colour
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {
+        "README.md", "results.csv", *(f"{name}.{ending}" for ending in ("png", "svg") for name in (
+            "paper-ours-and-paper", "paper-accuracy-and-weight", "strong-ours-and-paper", "strong-accuracy-and-weight"
+        )),
+    }  # fmt: skip
+    page = (tmp_path / "page" / "README.md").read_text()
+    for picture in re.findall(r"!\[.*\]\((.*)\)", page):
+        assert (tmp_path / "page" / picture).is_file()
+    again = tmp_path / "again"
+    reproduce.report(output_dir=again)
+    assert (again / "README.md").read_text() == page
+
+
+def test_a_significant_difference_is_coloured_on_a_terminal_unless_the_user_wants_none(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert [reproduce.coloured("+1", sign) for sign in (1, 0, -1)] == ["\033[32m+1\033[0m", "+1", "\033[31m+1\033[0m"]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert reproduce.coloured("+1", 1) == "+1"
+
+
+def test_the_list_names_all_recipes_and_counts_what_is_done(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for result in WITHOUT:
+        results.write(result, tmp_path / "results")
+    reproduce.list_runs()
+    shown = capsys.readouterr().out
+    assert all(f" {recipe.id} " in shown for recipe in recipes.PAPER_RECIPES)
+    assert "1 of 42 recipes have a result" in shown
+    line = next(line for line in shown.splitlines() if " resnet50/cifar100/softmax " in line)
+    assert " ".join(line.split()) == "2,4 resnet50/cifar100/softmax cifar 76.42 76.20 ± 0.20 (n=3) seeds 0 1 2 done"
+
+
+def test_help_and_list_work_from_the_command_line(tmp_path):
+    command = [sys.executable, reproduce.__file__]
+    shown = subprocess.run([*command, "list", "--table", "6"], capture_output=True, text=True, cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "resnet50/facescrub/arcface+mfd" in shown.stdout
+    assert "0 of 6 recipes have a result" in shown.stdout

@@ -1,0 +1,102 @@
+"""Results: exactly what a finished run of a recipe left, and nothing that is not one."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+from test_report import BASE, WITH, WITHOUT
+
+from timm_mfd import recipes, results
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder as train.py leaves it, of three epochs."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    recipe, _ = recipes.find("resnet50/cifar100/softmax+mfd")
+    args = asdict(replace(recipe.arguments(seed=2), data_dir="/home/me/data", workers=7, mixed_precision="bf16"))
+    args["environment"] = {"git_commit": "abc", "git_modified": False, "device": "gpu"}
+    (folder / "args.json").write_text(json.dumps(args))
+    lines = [
+        {"epoch": e, "top1": 10.0 * e, "top5": 20.0 * e, "loss": 3.123456789 / e, "criterion_loss": 2.0 / e,
+         "mfd_loss": 1.0, "lr": 0.1, "seconds": 100.25, "images_per_second": 500.0, "mfd_per_stage": [0.5, 0.5]}
+        for e in (1, 2, 3)
+    ]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = {
+        "top1": 30.0, "top5": 60.0, "count": 10000, "split": "test", "stages": [0, 1], "device": "1 x gpu",
+        "mean_abs_correlation": {"before": [0.123456789, 0.2], "after": [0.01, 0.02]}, "images_per_second": 500.0,
+        "data": "sha", "warnings": ["mind the gap"],
+    }  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_a_result_holds_what_the_run_left_and_no_path_of_the_machine(run, tmp_path):
+    result = results.collect(run)
+    assert (result.recipe, result.protocol, result.seed) == ("resnet50/cifar100/softmax+mfd", "paper", 2)
+    assert (result.top1, result.top5, result.images, result.split) == (30.0, 60.0, 10000, "test")
+    assert result.curve["top1"] == [10.0, 20.0, 30.0]
+    assert result.curve["loss"] == [3.12346, 1.56173, 1.04115]
+    assert result.correlation_before == [0.12346, 0.2]
+    assert (result.wall_seconds, result.images_per_second) == (300.8, 500.0)  # 3 x 100.25, rounded to even
+    assert result.arithmetic["mixed_precision"] == "bf16"
+    assert (result.environment["git_commit"], result.warnings) == ("abc", ["mind the gap"])
+    path = results.write(result, tmp_path / "results")
+    assert path == tmp_path / "results" / "paper" / "resnet50-cifar100-softmax+mfd-seed2.json"
+    assert results.read(path) == result
+    assert "/home/me" not in path.read_text()
+    assert path.stat().st_size < 3000
+
+
+def edit(path, **change):
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 1}, "was not trained as its recipe says: --epochs 1 instead of 100"),
+        ({"lr": 0.05, "mfd_center": "position"}, "--mfd-center position instead of channel, --lr 0.05 instead of 0.1"),
+        ({"mfd_max_samples": 64}, "--mfd-max-samples 64 instead of None"),
+        ({"recipe": None}, "is not a run of a recipe"),
+        ({"recipe": "resnet50/cifar100/softmax"}, "--mfd-weight 1.0 instead of 0.0"),
+        ({"recipe": "resnet50/cifar100/hinge"}, "unknown recipe"),
+    ],
+)
+def test_a_run_that_is_not_as_its_recipe_says_is_no_result(run, change, message):
+    edit(run / "args.json", **change)
+    with pytest.raises(ValueError, match=message):
+        results.collect(run)
+
+
+def test_an_unfinished_run_is_no_result(run):
+    (run / "summary.json").unlink()
+    with pytest.raises(ValueError, match="is not a finished run: summary.json is missing"):
+        results.collect(run)
+
+
+def test_all_results_are_read_in_the_order_of_the_tables(tmp_path):
+    for result in reversed([*WITHOUT, *WITH]):
+        results.write(result, tmp_path)
+    assert results.read_all(tmp_path) == [*WITHOUT, *WITH]
+    assert results.read_all(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_text("{"), "seed0.json is not a result: "),
+        (lambda path: path.write_text("[]"), "is not a result: it has other entries"),
+        (lambda path: edit(path, more=1), "is not a result: it has other entries"),
+        (lambda path: edit(path, recipe="resnet50/cifar100/hinge"), "is not a result: unknown recipe"),
+        (lambda path: edit(path, protocol="fast"), "is not a result: unknown protocol"),
+        (lambda path: path.rename(path.with_name("copy-seed1.json")), "copy-seed1.json is the result of another run"),
+        (lambda path: edit(path, seed=4), "is the result of another run: resnet50/cifar100/softmax, seed 4"),
+    ],
+)
+def test_what_is_no_result_is_named(tmp_path, spoil, message):
+    spoil(results.write(replace(BASE, recipe="resnet50/cifar100/softmax"), tmp_path))
+    with pytest.raises(ValueError, match=message):
+        results.read_all(tmp_path)
