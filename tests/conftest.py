@@ -82,7 +82,7 @@ def write_cifar(root: Path, reader: type[CIFAR10], label_key: str, monkeypatch, 
 @pytest.fixture
 def official_datasets(tmp_path, tiny_imagenet_dataset, monkeypatch) -> Path:
     """A folder with a small version of every data set of the paper in its official format."""
-    write_cifar(tmp_path, CIFAR10, "labels", monkeypatch)
+    write_cifar(tmp_path, CIFAR10, "labels", monkeypatch, count=3)
     write_cifar(tmp_path, CIFAR100, "fine_labels", monkeypatch, count=12)
     for split, count in (("train", 6), ("test", 2)):
         for label, name in enumerate(("Adam_Old", "Zoe_Young")):

@@ -11,7 +11,7 @@ PROMISED = {
     "create_model", "forward_stages", "channel_correlation", "mfd_loss", "MFDLoss", "MFDOutput", "StageOutput",
     "MFDClassificationTask", "list_models", "save_pretrained",
 }  # fmt: skip
-HEAVY = ("accelerate", "tyro", "matplotlib", "sklearn")
+HEAVY = ("accelerate", "tyro", "matplotlib", "sklearn", "scipy", "datasets")
 
 
 def heavy_imports_of(statement: str) -> str:

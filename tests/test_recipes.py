@@ -95,9 +95,10 @@ def test_every_recipe_trains_on_its_data_set(recipe, official_datasets, tmp_path
     """`train.py --recipe ID --epochs 1` on two tiny batches, to a finished run that is no result: it is too short."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     AcceleratorState._reset_state(reset_partial_state=True)
-    # A checkpoint and an export of 100 MB each, 42 times, are another test's matter.
+    # A checkpoint and an export of 100 MB each, 42 times, and correlations, are another test's matter.
     monkeypatch.setattr("timm_mfd.checkpoint.write", lambda *_: None)
-    monkeypatch.setattr(train, "export", lambda *args: None)
+    monkeypatch.setattr(train, "export", lambda *_: None)
+    monkeypatch.setattr(train, "stage_correlations", lambda *_: [0.0] * 5)
     words = ["--recipe", recipe.id, "--epochs", "1", "--batch-size", "6", "--workers", "0"]
     args = train.parse([*words, "--data-dir", str(official_datasets), "--output-dir", str(tmp_path / "run")])
     assert args == replace(

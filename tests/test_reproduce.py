@@ -224,6 +224,16 @@ def test_the_list_names_all_recipes_and_counts_what_is_done(tmp_path, monkeypatc
     assert " ".join(line.split()) == "2,4 resnet50/cifar100/softmax cifar 76.42 76.20 ± 0.20 (n=3) seeds 0 1 2 done"
 
 
+def test_no_two_runs_share_a_folder_or_a_log(tmp_path):
+    runs = [
+        reproduce.Run(recipe, protocol, seed, tmp_path, tmp_path)
+        for recipe in recipes.RECIPES.values()
+        for protocol in recipes.PROTOCOLS
+        for seed in (0, 1, 10)
+    ]
+    assert len({run.folder for run in runs}) == len({run.job([]).log for run in runs}) == len(runs) == 44 * 3 * 3
+
+
 def test_help_and_list_work_from_the_command_line(tmp_path):
     command = [sys.executable, reproduce.__file__]
     shown = subprocess.run([*command, "list", "--table", "6"], capture_output=True, text=True, cwd=tmp_path)

@@ -40,7 +40,6 @@ def outcome(run_dir):
     for content in (*lines, summary):
         content.pop("images_per_second")
         content.pop("seconds")
-    summary.pop("seconds")
     tensors, record = checkpoint.read(run_dir / CHECKPOINT)
     weights = {name: tensor.reshape(-1).view(torch.uint8).tolist() for name, tensor in tensors.items()}
     return (run_dir / "model" / "model.safetensors").read_bytes(), lines, summary, weights, record["before"]

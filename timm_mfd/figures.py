@@ -3,14 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from .report import Row
+if TYPE_CHECKING:  # the training script draws curves and needs nothing of a report
+    from .report import Row
 
 # Okabe and Ito's colours: told apart by colour-blind people and in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -91,7 +92,7 @@ def training_curves(
     return Path(path)
 
 
-def ours_against_paper(rows: Sequence[Row], path: str | Path, title: str) -> Path:
+def ours_against_paper(rows: "Sequence[Row]", path: str | Path, title: str) -> Path:
     """Draw for each row the accuracies with and without MFD, ours beside the paper's, and their difference.
 
     A difference has a colour only where its confidence interval leaves out 0.
@@ -156,7 +157,7 @@ def ours_against_paper(rows: Sequence[Row], path: str | Path, title: str) -> Pat
     return Path(path)
 
 
-def accuracy_against_weight(rows: Sequence[Row], path: str | Path, title: str) -> Path:
+def accuracy_against_weight(rows: "Sequence[Row]", path: str | Path, title: str) -> Path:
     """Draw accuracy against lg(lambda), as Table II, ours beside the paper's; the level without MFD is a line.
 
     Args:

@@ -76,7 +76,7 @@ class Run:
         """Return the command that begins the run or goes on with it."""
         words = ["--recipe", f"{self.recipe.id}@{self.protocol}", "--seed", str(self.seed), *options]
         words += ["--output-dir", str(self.folder), "--resume", "auto"]
-        return Job(self.name, (sys.executable, str(TRAIN), *words), self.folder.with_suffix(".log"))
+        return Job(self.name, (sys.executable, str(TRAIN), *words), self.folder.with_name(f"{self.folder.name}.log"))
 
 
 def list_runs(
@@ -106,9 +106,10 @@ def list_runs(
         accuracy = spread([result.top1 for result in ours])
         states = [f"seeds {' '.join(str(result.seed) for result in ours)} done"] if ours else []
         slug = results.path_of(results_dir, recipe, protocol, 0).stem.removesuffix("0")
-        for folder in sorted((runs_dir / protocol).glob(f"{slug}*/")):
-            run = Run(recipe, protocol, int(folder.name.removeprefix(slug)), runs_dir, results_dir)
-            if not run.result.exists():
+        for metrics in sorted((runs_dir / protocol).glob(f"{slug}*/metrics.jsonl")):
+            seed = metrics.parent.name.removeprefix(slug)
+            run = Run(recipe, protocol, int(seed) if seed.isdigit() else -1, runs_dir, results_dir)
+            if run.seed >= 0 and not run.result.exists():
                 states.append(f"seed {run.seed} at epoch {run.epochs_done()} of {run.epochs}")
         paper = "-" if recipe.accuracy is None else f"{recipe.accuracy:.2f}"
         state = ", ".join(states) or "not begun"

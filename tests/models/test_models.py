@@ -24,7 +24,7 @@ PARAMETERS = {
     "resnext50_32x4d_mfd": (25_028_904, -7_680),
 }
 NAMES = tuple(PARAMETERS)
-README = Path(__file__).parents[2] / "README.md"
+README = Path(timm_mfd.models.__file__).with_name("README.md")
 SIDES = {"imagenet": [16, 8, 4, 2, 1], "small": [32, 16, 8, 4, 2], "cifar": [32, 32, 16, 8, 4]}
 
 
