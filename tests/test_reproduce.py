@@ -5,13 +5,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import reproduce
-from processes import start_process
+from processes import start_process, wait_for
 from test_report import WITH, WITHOUT, results_of
 
 from timm_mfd import recipes, results
@@ -61,13 +60,6 @@ def _run_in(folder, **arguments):
     os.dup2(log, 2)
     _be_fast(Path(folder))
     reproduce.run(**arguments)
-
-
-def wait_for(condition, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def processes_of(folder):

@@ -3,11 +3,10 @@
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from processes import start_process
+from processes import start_process, wait_for
 
 from timm_mfd.interruption import StopSignals
 from timm_mfd.launch import cpu_cores
@@ -80,13 +79,6 @@ def test_jobs_end_when_the_scheduler_is_killed(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     wait_for(lambda: "saving" in log.read_text())
-
-
-def wait_for(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_an_error_in_between_leaves_no_process(tmp_path):
