@@ -106,8 +106,8 @@ def list_runs(
         accuracy = spread([result.top1 for result in ours])
         states = [f"seeds {' '.join(str(result.seed) for result in ours)} done"] if ours else []
         slug = results.path_of(results_dir, recipe, protocol, 0).stem.removesuffix("0")
-        for metrics in sorted((runs_dir / protocol).glob(f"{slug}*/metrics.jsonl")):
-            seed = metrics.parent.name.removeprefix(slug)
+        for args in sorted((runs_dir / protocol).glob(f"{slug}*/args.json")):
+            seed = args.parent.name.removeprefix(slug)
             run = Run(recipe, protocol, int(seed) if seed.isdigit() else -1, runs_dir, results_dir)
             if run.seed >= 0 and not run.result.exists():
                 states.append(f"seed {run.seed} at epoch {run.epochs_done()} of {run.epochs}")
