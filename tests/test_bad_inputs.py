@@ -167,6 +167,10 @@ MISTAKES = {
     "negative workers": (None, {"workers": -1}, "--workers must be at least 0"),
     "image size 0": (None, {**FOLDER, "image_size": 0}, "--image-size must be at least 1"),
     "tracker that is not installed": (None, {"tracker": "wandb"}, "--tracker wandb is not installed"),
+    "fp16 on a CPU": (None, {"mixed_precision": "fp16"}, "fp16 needs a GPU; on a CPU choose bf16 or no"),
+    "criterion of other arguments": (
+        None, {"criterion": "center", "margin": 0.3}, "margin 0.3 does not apply to the criterion 'center'",
+    ),
     "negative interval": (None, {"checkpoint_minutes": -1.0}, "--checkpoint-minutes must be at least 0, not -1"),
     "NaN interval": (None, {"checkpoint_minutes": float("nan")}, "--checkpoint-minutes must be at least 0, not nan"),
     "output folder is a file": (write("run", b"mine"), {}, "--output-dir run is not an empty folder"),

@@ -77,7 +77,7 @@ def test_the_protocol_is_that_of_section_4():
         assert (args.epochs, args.milestones, args.lr, args.lr_decay) == (100, (30, 60, 90), 0.1, 0.1)
         assert (args.weight_decay, args.batch_size, args.seed) == (5e-4, 128, 3)
         assert (args.mfd_center, args.mfd_max_samples, args.stages) == ("channel", None, None)
-        assert args.stem == paper_stem(args.model, recipes.IMAGE_SIDES[recipe.dataset])
+        assert args.stem == paper_stem(args.model, recipes.DATA_SIZES[recipe.dataset].side)
         rates = [round(args.learning_rate(epoch), 9) for epoch in (0, 29, 30, 59, 60, 89, 90, 99)]
         assert rates == [0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001]
 
@@ -110,7 +110,7 @@ def test_every_recipe_trains_on_its_data_set(recipe, official_datasets, tmp_path
     assert line["loss"] == pytest.approx(line["criterion_loss"] + line["mfd_loss"], abs=1e-4)
     assert (line["mfd_loss"] > 0) == (recipe.mfd_weight > 0)
     table = re.findall(r"^ +(\d)  (\S+) +(\d+)  (\d+)x\d+ ", capsys.readouterr().out, re.MULTILINE)
-    side = recipes.IMAGE_SIDES[recipe.dataset]
+    side = recipes.DATA_SIZES[recipe.dataset].side
     assert [int(size) for *_, size in table] == SIDES[recipe.backbone if "mobile" in recipe.backbone else "other", side]
     assert [int(channels) for _, _, channels, _ in table] == CHANNELS[recipe.backbone]
 

@@ -118,6 +118,13 @@ def test_the_report_keeps_protocols_apart_and_says_what_it_stands_on():
     assert all(question in rest for question in recipes.OPEN_CHOICES)
 
 
+def test_warnings_of_runs_are_in_the_report_and_open_choices_only_where_the_paper_is_concerned():
+    text = markdown(results_of("resnet18/digits/softmax", 9.7, warnings=["the model is constant"]), {})
+    assert "- resnet18/digits/softmax, seed 0: the model is constant" in text
+    assert "leaves open" not in text
+    assert "Warnings" not in markdown(WITHOUT, {})
+
+
 def test_the_csv_holds_the_same_numbers():
     rows = list(csv.DictReader(io.StringIO(to_csv([*WITHOUT, *WITH, *results_of("resnet18/digits/softmax", 90.0)]))))
     assert [(row["table"], row["recipe"]) for row in rows[-2:]] == [

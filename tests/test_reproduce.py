@@ -105,7 +105,10 @@ def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_d
     assert re.search(r"softmax  .* seeds 0 done", listed)
 
     reproduce.run(seeds=2, parallel=2, **DIGITS)
-    assert "4 runs: 1 done, 3 to do" in capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "4 runs: 1 done, 3 to do" in shown
+    assert shown.count(": running, see ") == 3
+    assert "results are in results; reproduce.py report makes tables" in shown
     after = done.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     found = results.read_all(fast / "results")
@@ -155,6 +158,26 @@ def test_missing_data_are_found_before_anything_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            "mobilenetv2/tiny_imagenet",
+            "tiny_imagenet has 2 classes, 12 training and 4 test images here, the recip",
+        ),
+        ("mobilenetv2/facescrub", "facescrub has 2 identities here, the recipes need 100; .*prepare_facescrub.py"),
+        ("mobilenetv2/cifar10", "cifar10 has 10 classes, 15 training and 3 test images here, the recipes need"),
+    ],
+)
+def test_data_that_are_not_the_papers_make_no_result(official_datasets, monkeypatch, row, message):
+    monkeypatch.chdir(official_datasets)
+    before = sorted(official_datasets.iterdir())
+    with pytest.raises(SystemExit) as error:
+        reproduce.run(table="5", rows=(row,), data_dir=official_datasets)
+    assert re.search(message, error.value.code)
+    assert sorted(official_datasets.iterdir()) == before
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: reproduce.run(table="3"), "unknown table '3'; choose one of 2, 4, 5, 6, digits"),
@@ -199,9 +222,10 @@ def test_the_report_is_made_from_the_results_alone(tmp_path, monkeypatch, capsys
 def test_a_significant_difference_is_coloured_on_a_terminal_unless_the_user_wants_none(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert [reproduce.coloured("+1", sign) for sign in (1, 0, -1)] == ["\033[32m+1\033[0m", "+1", "\033[31m+1\033[0m"]
+    painted = [reproduce.coloured("+1", sign) for sign in (1, 0, -1)]
+    assert painted == ["\033[32m+1 ▲\033[0m", "+1", "\033[31m+1 ▼\033[0m"]
     monkeypatch.setenv("NO_COLOR", "1")
-    assert reproduce.coloured("+1", 1) == "+1"
+    assert reproduce.coloured("+1", 1) == "+1 ▲"
 
 
 def test_the_list_names_all_recipes_and_counts_what_is_done(tmp_path, monkeypatch, capsys):
@@ -212,6 +236,7 @@ def test_the_list_names_all_recipes_and_counts_what_is_done(tmp_path, monkeypatc
     shown = capsys.readouterr().out
     assert all(f" {recipe.id} " in shown for recipe in recipes.PAPER_RECIPES)
     assert "1 of 42 recipes have a result" in shown
+    assert "other protocols" not in shown
     line = next(line for line in shown.splitlines() if " resnet50/cifar100/softmax " in line)
     assert " ".join(line.split()) == "2,4 resnet50/cifar100/softmax cifar 76.42 76.20 ± 0.20 (n=3) seeds 0 1 2 done"
 

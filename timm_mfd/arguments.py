@@ -30,9 +30,9 @@ class Args:
     """First layers of an *_mfd model; auto is the paper's choice for the model and the size of the images."""
     dataset: str = "digits"
     """digits, cifar10, cifar100, tiny_imagenet, facescrub, folder (train/ and val/ or test/ with one folder per class),
-    or hfds/NAME for a data set of the Hugging Face Hub or a folder that its library reads."""
+    hfds/ORG/NAME for a data set of the Hugging Face Hub, or hfds/./FOLDER for a folder that its library reads."""
     data_dir: str | None = None
-    """Where the data set lies; digits needs none."""
+    """Where the data set lies; digits needs none. For hfds/... where downloads are kept."""
     image_size: int | None = None
     """For --dataset folder and hfds/NAME: resize all images to this side."""
     criterion: CriterionName = "softmax"

@@ -15,9 +15,9 @@ if TYPE_CHECKING:  # the training script draws curves and needs nothing of a rep
 
 # Okabe and Ito's colours: told apart by colour-blind people and in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_GAIN, _LOSS, _CHANCE = "#0072B2", "#D55E00", "#8c8c8c"
+_GAIN, _LOSS, _CHANCE = "#0072B2", "#D55E00", "#000000"
 _OURS: dict[str, Any] = {"marker": "o", "color": "black"}
-_PAPER: dict[str, Any] = {"marker": "D", "color": _CHANCE}
+_PAPER: dict[str, Any] = {"marker": "D", "color": "#8c8c8c"}
 
 
 def training_curves(
@@ -113,34 +113,36 @@ def ours_against_paper(rows: "Sequence[Row]", path: str | Path, title: str) -> P
     """
     if not rows:
         raise ValueError("no rows to draw")
-    figure = Figure(figsize=(10.5, 2.2 + 0.6 * len(rows)), layout="constrained")
+    with_paper = any(row.recipe.accuracy is not None for row in rows)
+    figure = Figure(figsize=(10.5, 1.7 + (0.6 if with_paper else 0.4) * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12)
     accuracy, difference = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    shift = 0.2 if with_paper else 0.0  # ours above the middle of the row, the paper's below
     for y, row in enumerate(rows):
         ours = [(spread.mean, spread.std) if spread else (None, None) for spread in (row.ours_baseline, row.ours)]
         paper = [(row.baseline.accuracy, None), (row.recipe.accuracy, None)]
-        for points, style, top in ((ours, _OURS, y - 0.3), (paper, _PAPER, y + 0.1)):
+        for points, style, top in ((ours, _OURS, y - shift - 0.1), (paper, _PAPER, y + shift - 0.1)):
             for (value, std), fill, height in zip(points, ("white", style["color"]), (top, top + 0.2), strict=True):
                 if value is not None:
                     accuracy.errorbar(value, height, xerr=std, mfc=fill, ms=6, capsize=3, lw=1, **style)
         if (d := row.difference) is not None:
             ends = None if d.low is None or d.high is None else [[d.mean - d.low], [d.high - d.mean]]
             colour = (_LOSS, _CHANCE, _GAIN)[d.sign + 1]
-            difference.errorbar(d.mean, y - 0.2, xerr=ends, fmt="o", color=colour, capsize=3, ms=7)
+            difference.errorbar(d.mean, y - shift, xerr=ends, fmt="o", color=colour, capsize=3, ms=7)
         if row.paper_difference is not None:
-            difference.errorbar(row.paper_difference, y + 0.2, ms=6, **_PAPER)
+            difference.errorbar(row.paper_difference, y + shift, ms=6, **_PAPER)
+    signs = {row.difference.sign for row in rows if row.difference is not None}
     styles: list[tuple[dict[str, Any], str]] = [
         ({**_OURS, "mfc": "white"}, "ours, without MFD"),
-        (_OURS, "ours, with MFD (bars: std)"),
-        ({"marker": "o", "color": _GAIN}, "significant gain"),
-        ({"marker": "o", "color": _LOSS}, "significant loss"),
-        ({"marker": "o", "color": _CHANCE}, "may be chance, or n = 1"),
+        (_OURS, "ours, with MFD (bars: std); gain that may be chance"),
     ]
-    if any(row.recipe.accuracy is not None for row in rows):
-        styles[2:2] = [({**_PAPER, "mfc": "white"}, "paper, without"), (_PAPER, "paper, with (its mean of 3)")]
+    styles += [({**_OURS, "color": _GAIN}, "significant gain")] * (1 in signs)
+    styles += [({**_OURS, "color": _LOSS}, "significant loss")] * (-1 in signs)
+    if with_paper:
+        styles += [({**_PAPER, "mfc": "white"}, "paper, without"), (_PAPER, "paper, with; its gain")]
     handles = [Line2D([], [], ls="", ms=6, label=label, **style) for style, label in styles]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     weights = ["" if row.recipe.mfd_weight == 1 else f", MFD x {row.recipe.mfd_weight:g}" for row in rows]
     names = [row.baseline.id.replace("/", ", ") + weight for row, weight in zip(rows, weights, strict=True)]
     accuracy.set(xlabel="top-1, %", yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import MappingProxyType
+from typing import NamedTuple
 
 from .arguments import Args
 from .criteria import CriterionName
@@ -50,8 +51,31 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     }
 )
 
-IMAGE_SIDES: Mapping[str, int] = MappingProxyType(
-    {"cifar10": 32, "cifar100": 32, "tiny_imagenet": 64, "facescrub": 64, "digits": 8}
+
+class DataSize(NamedTuple):
+    """What a data set holds (Section IV-A).
+
+    Attributes:
+        side: Of its images, in pixels.
+        classes: Number of classes.
+        train: Number of training images.
+        test: Number of test images.
+    """
+
+    side: int
+    classes: int
+    train: int
+    test: int
+
+
+DATA_SIZES: Mapping[str, DataSize] = MappingProxyType(
+    {
+        "cifar10": DataSize(32, 10, 50_000, 10_000),
+        "cifar100": DataSize(32, 100, 50_000, 10_000),
+        "tiny_imagenet": DataSize(64, 200, 100_000, 10_000),
+        "facescrub": DataSize(64, 100, 15_896, 3_896),
+        "digits": DataSize(8, 10, 1_437, 360),
+    }
 )
 MODELS: Mapping[str, str] = MappingProxyType(
     {
@@ -70,7 +94,7 @@ class Recipe:
 
     Attributes:
         backbone: A key of `MODELS`.
-        dataset: A key of `IMAGE_SIDES`.
+        dataset: A key of `DATA_SIZES`.
         criterion: The classification loss.
         mfd_weight: Balance factor lambda of Eq. 7; 0 is the baseline.
         tables: Where it stands in the paper; `"digits"` is a trial of ours.
@@ -98,7 +122,7 @@ class Recipe:
 
     def stem(self, protocol: str) -> Stem:
         """Return the stem of its model under a protocol."""
-        side = IMAGE_SIDES[self.dataset]
+        side = DATA_SIZES[self.dataset].side
         if PROTOCOLS[protocol].small_stems_for_all:
             return "cifar" if side <= 32 else "small"
         return paper_stem(MODELS[self.backbone], side)
@@ -212,6 +236,33 @@ OPEN_CHOICES: Mapping[str, str] = MappingProxyType(
         "sha256 is divisible by 5 (train_scripts/prepare_facescrub.py)",
     }
 )
+
+
+def check_data(dataset: str, classes: int, train: int, test: int) -> None:
+    """Refuse a data set that is not the one of the recipes.
+
+    Nobody can have exactly the paper's FaceScrub images, so of that one only the classes are counted.
+
+    Args:
+        dataset: A key of `DATA_SIZES`.
+        classes: Its number of classes.
+        train: Its number of training images.
+        test: Its number of test images.
+
+    Raises:
+        ValueError: If it has another size.
+    """
+    wanted = DATA_SIZES[dataset]
+    if dataset == "facescrub" and classes != wanted.classes:
+        raise ValueError(
+            f"facescrub has {classes} identities here, the recipes need {wanted.classes}; "
+            "train_scripts/prepare_facescrub.py makes them"
+        )
+    if dataset != "facescrub" and (classes, train, test) != wanted[1:]:
+        raise ValueError(
+            f"{dataset} has {classes} classes, {train:,} training and {test:,} test images here, the recipes need "
+            f"{wanted.classes}, {wanted.train:,} and {wanted.test:,}; unpack the whole official archive"
+        )
 
 
 def find(name: str) -> tuple[Recipe, str]:

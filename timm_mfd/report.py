@@ -203,8 +203,9 @@ def markdown(results: Sequence[Result], pictures: Mapping[str, Mapping[str, str]
         parts += [f"![{title}]({file})" for title, file in pictures.get(protocol, {}).items()]
         parts.append(f"### Correlation between channels (Tables I and III)\n\n{_correlations(ours)}")
         parts.append(f"<details><summary>All runs</summary>\n\n{_runs(ours)}\n\n</details>")
-    parts.append("## What the paper leaves open, and our choice")
-    parts.append("\n".join(f"- {question}: {choice}." for question, choice in OPEN_CHOICES.items()))
+    if any(RECIPES[result.recipe] in PAPER_RECIPES for result in results):
+        parts.append("## What the paper leaves open, and our choice")
+        parts.append("\n".join(f"- {question}: {choice}." for question, choice in OPEN_CHOICES.items()))
     return "\n\n".join(parts) + "\n"
 
 
@@ -259,7 +260,9 @@ def _runs(results: Sequence[Result]) -> str:
         numbers = [str(result.seed), f"{result.top1:.2f}", f"{best:.2f} ({result.curve['top1'].index(best) + 1})"]
         speed = [f"{result.wall_seconds / 60:.1f}", f"{result.images_per_second:,.0f}"]
         cells.append([result.recipe, *numbers, *speed, result.device, commit])
-    return _table(cells) + "\n\nA + after a commit: the code was modified."
+    warnings = [f"- {result.recipe}, seed {result.seed}: {text}" for result in results for text in result.warnings]
+    parts = [_table(cells), "A + after a commit: the code was modified."]
+    return "\n\n".join(parts + (["Warnings of the runs:", "\n".join(warnings)] if warnings else []))
 
 
 def _number(value: float | None, sign: str = "") -> str:

@@ -37,7 +37,11 @@ class Job:
 
 
 def run_jobs(
-    jobs: Sequence[Job], parallel: int, stop: StopSignals, watch: Callable[[], None] = lambda: None
+    jobs: Sequence[Job],
+    parallel: int,
+    stop: StopSignals,
+    watch: Callable[[], None] = lambda: None,
+    started: Callable[[Job], None] = lambda job: None,
 ) -> Iterator[tuple[Job, int]]:
     """Run jobs, several at a time, each on one of the GPUs in turn and on its share of the CPU cores.
 
@@ -48,6 +52,7 @@ def run_jobs(
         parallel: How many at a time.
         stop: Notes the signals.
         watch: Called a few times a second.
+        started: Called with each job that was started.
 
     Yields:
         Each job that ended, with its exit code, as soon as it ends. After a signal: those that it ended, too.
@@ -62,6 +67,7 @@ def run_jobs(
                 slot = free.popleft()
                 job = waiting.popleft()
                 running[slot] = job, _start(job, slot, parallel)
+                started(job)
             if stop.received:
                 waiting.clear()
                 if not told:

@@ -97,7 +97,8 @@ def list_runs(
     """
     with one_line_errors(ValueError):
         chosen = recipes.select(table, rows)
-        found = [result for result in results.read_all(results_dir) if result.protocol == protocol]
+        everything = results.read_all(results_dir)
+    found = [result for result in everything if result.protocol == protocol]
     how = recipes.PROTOCOLS[protocol]
     print(f"protocol {protocol}: {how.summary}, {how.epochs} epochs\n")
     print(f"{'table':<7} {'recipe':<38} {'stem':<9} {'paper':>6}  {'ours':<22} runs")
@@ -117,6 +118,9 @@ def list_runs(
         print(f"{tables:<7} {recipe.id:<38} {recipe.stem(protocol):<9} {paper:>6}  {accuracy or '-'!s:<22} {state}")
     done = len({result.recipe for result in found} & {recipe.id for recipe in chosen})
     print(f"\n{done} of {len(chosen)} recipes have a result")
+    others = {result.protocol for result in everything} - {protocol}
+    if others:
+        print(f"there are results of other protocols: {', '.join(sorted(others))}")
 
 
 def run(
@@ -162,6 +166,8 @@ def run(
         options = ["--mixed-precision", mixed_precision, "--workers", str(workers)]
         options += ["--compile"] * compile + (["--cache-dir", str(cache_dir)] if cache_dir else [])
         failed = train(missing, parallel, options, data_dir)
+    if missing and not failed:
+        print(f"results are in {results_dir}; reproduce.py report makes tables and pictures of them")
     if failed:
         sys.exit(f"reproduce.py: {len(failed)} of {len(missing)} runs failed: {', '.join(failed)}")
 
@@ -170,6 +176,7 @@ def decode(datasets: Sequence[str], data_dir: Path, workers: int, cache_dir: Pat
     """Find out that data are missing before anything runs, and decode images once for all runs."""
     for name in datasets:
         data = load_dataset(name, None if name == "digits" else data_dir)
+        recipes.check_data(name, data.num_classes, len(data.train), len(data.test))
         if isinstance(data.train, FileImages):
             cpu = torch.device("cpu")
             place(data, "auto", cpu, workers=workers, processes=parallel, cache_dir=cache_dir)
@@ -193,9 +200,12 @@ def train(runs: Sequence[Run], parallel: int, options: Sequence[str], data_dir: 
         def show_progress() -> None:
             bar.update(sum(run.epochs_done() for run in runs) - bar.n)
 
+        def started(job: Job) -> None:
+            tqdm.write(f"{job.name}: running, see {job.log}")
+
         show_progress()
         bar.unpause()
-        for job, code in run_jobs(jobs, parallel, stop, show_progress):
+        for job, code in run_jobs(jobs, parallel, stop, show_progress, started):
             run = by_name[job.name]
             try:
                 if code != 0:
@@ -204,6 +214,8 @@ def train(runs: Sequence[Run], parallel: int, options: Sequence[str], data_dir: 
                 results.write(result, run.results_dir)
                 paper = "" if run.recipe.accuracy is None else f" (paper {run.recipe.accuracy:.2f})"
                 tqdm.write(f"{run.name}: top-1 {result.top1:.2f}{paper} in {result.wall_seconds / 60:.1f} minutes")
+                for warning in result.warnings:
+                    tqdm.write(f"{run.name}: warning: {warning}", file=sys.stderr)
             except (ValueError, OSError) as error:  # the other runs go on
                 if not stop.received:
                     failed.append(job.name)
@@ -241,7 +253,8 @@ def draw(protocol: str, found: Sequence[Result], folder: Path) -> dict[str, str]
     ours = [result for result in found if result.protocol == protocol]
     rows = [row for table in recipes.TABLES for row in rows_of(table, ours)]
     rows = list({row.recipe.id: row for row in rows}.values())  # one row of Table II is in Table IV, too
-    pictures = {f"Ours and the paper's, protocol {protocol}": (f"{protocol}-ours-and-paper", ours_against_paper, rows)}
+    whose = "Ours" if all(row.recipe.accuracy is None for row in rows) else "Ours and the paper's"
+    pictures = {f"{whose}, protocol {protocol}": (f"{protocol}-ours-and-paper", ours_against_paper, rows)}
     if weights := rows_of("2", ours):
         title = f"ResNet50 on CIFAR-100, protocol {protocol}"
         pictures[title] = (f"{protocol}-accuracy-and-weight", accuracy_against_weight, weights)
@@ -253,7 +266,10 @@ def draw(protocol: str, found: Sequence[Result], folder: Path) -> dict[str, str]
 
 def coloured(text: str, sign: int) -> str:
     """Colour a significant difference on a terminal."""
-    if not sign or not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+    if not sign:
+        return text
+    text = f"{text} {'▲' if sign > 0 else '▼'}"
+    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
         return text
     return f"\033[{'32' if sign > 0 else '31'}m{text}\033[0m"
 

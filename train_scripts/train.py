@@ -75,6 +75,8 @@ def main(args: Args) -> None:
         device, processes, main_process = accelerator.device, accelerator.num_processes, accelerator.is_main_process
         if device.type == "cpu":
             prepare_cpu()
+            if args.mixed_precision == "fp16":
+                raise ValueError("--mixed-precision fp16 needs a GPU; on a CPU choose bf16 or no")
         if args.batch_size < 2 * processes:
             raise ValueError(
                 f"--batch-size {args.batch_size} leaves fewer than 2 images to each of {processes} processes"
@@ -286,7 +288,7 @@ def export(
         summary=f"Trained for {args.epochs} epochs with seed {args.seed}.",
     )
     run_dir.replace_folder(partial_model, folder / "model")
-    title = f"{args.model} on {data.name}, MFD weight {args.mfd_weight:g}, seed {args.seed}"
+    title = f"{args.model} on {data.name}, {args.criterion}, MFD weight {args.mfd_weight:g}, seed {args.seed}"
     training_curves(metrics, folder / "curves.png", title, stages)
     run_dir.write_text(folder / "summary.json", run_dir.to_json(summary))
 

@@ -146,6 +146,8 @@ def test_what_cannot_be_prepared_is_named_and_leaves_nothing(tmp_path, published
     with pytest.raises(ValueError, match=message):
         prepare(*published, tmp_path / "out", identities=2)
     assert {path.name for path in tmp_path.iterdir()} == {"lists", "images"}
+    with pytest.raises(ValueError, match="--identities must be at least 1, not 0"):
+        prepare(*published, tmp_path / "out", identities=0)
     with pytest.raises(ValueError, match=r"the lists have 4 identities, not 100|lacks|columns|:2 is not"):
         prepare(*published, tmp_path / "out")
 

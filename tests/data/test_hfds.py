@@ -77,6 +77,8 @@ def test_columns_of_other_names_are_found(tmp_path, offline):
 
 
 def test_what_cannot_be_read_is_named(folder_dataset, offline, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="dataset 'hfds/' lacks a name: hfds/ORG/NAME on the Hub, or a folder"):
+        load_dataset("hfds/")
     with pytest.raises(ValueError, match="dataset 'hfds/no/such' cannot be loaded: "):
         load_dataset("hfds/no/such", offline)
     (tmp_path / "text").mkdir()

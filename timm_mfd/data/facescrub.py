@@ -91,16 +91,19 @@ def prepare(lists: Path, images: Path, output: Path, identities: int = IDENTITIE
         (no image, or a box outside of it), `train` and `test`. They are in `facescrub.json` too, for each identity.
 
     Raises:
-        ValueError: If the lists are not as published, or an identity has no face to train or to test on.
+        ValueError: If the lists are not as published or have too few identities, there is no folder of images, or an
+            identity has no face to train or to test on.
         FileExistsError: If `output` holds something.
     """
+    if not images.is_dir():
+        raise ValueError(f"image folder {str(images)!r} does not exist or is not a folder")
+    if identities < 1:
+        raise ValueError(f"--identities must be at least 1, not {identities}")
     faces = read_lists(lists)
     chosen = set(sorted({face.name for face in faces})[:identities])
     faces = [face for face in faces if face.name in chosen]
     if len(chosen) < identities:
-        raise ValueError(f"the lists have {len(chosen)} identities, not {identities}")
-    if not images.is_dir():
-        raise ValueError(f"image folder {str(images)!r} does not exist or is not a folder")
+        raise ValueError(f"the lists have {len(chosen)} identities, not {identities}; choose fewer --identities")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{str(output)!r} is not empty; choose a new folder")
     by_image = defaultdict(list)

@@ -64,6 +64,8 @@ def load_hfds(name: str, cache_dir: Path | None = None, image_size: int | None =
         ValueError: If the library is missing, or the data set or what is needed of it.
     """
     title = f"hfds/{name}"
+    if not name:
+        raise ValueError("dataset 'hfds/' lacks a name: hfds/ORG/NAME on the Hub, or a folder as hfds/./FOLDER")
     try:
         import datasets
     except ImportError:
