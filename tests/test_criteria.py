@@ -54,8 +54,8 @@ def test_margin_losses_and_gradients_equal_pytorch_metric_learning(ours, referen
     expected = theirs(other, target)
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradients[0], other.grad, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(gradients[1], theirs.W.grad.T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients[0], other.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients[1], theirs.W.grad.T, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("criterion", [AMSoftmaxLoss(), ArcFaceLoss(), ArcFaceLoss(margin=3.0)])

@@ -62,6 +62,20 @@ def test_a_single_pair_and_equal_differences_have_no_interval_and_no_significanc
         assert str(found) == f"+1.00 (n={n})"
 
 
+def test_equal_differences_of_image_counts_are_no_certainty():
+    with_mfd, without = ([100 * count / 360 for count in counts] for counts in ((355, 354), (354, 353)))
+    found = paired_difference(dict(enumerate(with_mfd)), dict(enumerate(without)))
+    assert (found.low, found.sign) == (None, 0)
+
+
+def test_runs_on_other_images_or_in_another_precision_are_not_paired():
+    other = [replace(r, data="1") for r in WITH[:1]] + [
+        replace(r, arithmetic={"mixed_precision": "no"}) for r in WITH[1:2]
+    ]
+    (row,) = rows_of("4", [*WITHOUT, *other, WITH[2]])
+    assert (row.ours.n, row.difference.n) == (3, 1)
+
+
 def test_significance_is_an_interval_on_one_side_of_0():
     assert [Difference(3, m, m - 1, m + 1).sign for m in (2.0, 0.5, -0.5, -2.0)] == [1, 0, 0, -1]
 

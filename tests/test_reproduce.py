@@ -5,11 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import reproduce
+import train
 from processes import start_process, wait_for
 from test_report import WITH, WITHOUT, results_of
 
@@ -41,10 +44,10 @@ DIGITS = {"table": "digits", "protocol": "quick"}
 def fast(tmp_path, monkeypatch):
     for name in ("PROTOCOLS", "MODELS", "paper_stem"):
         monkeypatch.setattr(recipes, name, getattr(recipes, name))  # put back at the end
+    monkeypatch.setattr(reproduce, "TRAIN", reproduce.TRAIN)
     monkeypatch.chdir(tmp_path)
     _be_fast(tmp_path)
-    yield tmp_path
-    monkeypatch.setattr(reproduce, "TRAIN", Path(reproduce.__file__).with_name("train.py"))
+    return tmp_path
 
 
 def _be_fast(folder):
@@ -239,6 +242,35 @@ def test_the_list_names_all_recipes_and_counts_what_is_done(tmp_path, monkeypatc
     assert "other protocols" not in shown
     line = next(line for line in shown.splitlines() if " resnet50/cifar100/softmax " in line)
     assert " ".join(line.split()) == "2,4 resnet50/cifar100/softmax cifar 76.42 76.20 ± 0.20 (n=3) seeds 0 1 2 done"
+
+
+@pytest.mark.parametrize("protocol", recipes.PROTOCOLS)
+@pytest.mark.parametrize("recipe", ["resnet50/cifar100/softmax+mfd0.1", "resnet50/facescrub/arcface"])
+def test_the_command_of_a_run_trains_exactly_its_recipe(tmp_path, protocol, recipe):
+    run = reproduce.Run(recipes.RECIPES[recipe], protocol, 4, tmp_path, tmp_path)
+    args = train.parse(run.job(["--mixed-precision", "bf16", "--workers", "3", "--data-dir", "d"]).command[2:])
+    wanted = asdict(run.recipe.arguments(protocol, seed=4))
+    changed = {
+        "mixed_precision": "bf16",
+        "workers": 3,
+        "data_dir": "d",
+        "resume": "auto",
+        "output_dir": str(run.folder),
+    }
+    assert asdict(args) == wanted | changed
+
+
+def test_protocols_on_the_command_line_are_those_of_the_recipes():
+    assert get_args(reproduce.Protocol) == tuple(recipes.PROTOCOLS)
+
+
+def test_an_empty_result_is_not_taken_for_a_done_run(fast):
+    path = fast / "results" / "quick" / "resnet18-digits-softmax-seed0.json"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(SystemExit) as error:
+        reproduce.run(seeds=1, **DIGITS)
+    assert "seed0.json is not a result" in error.value.code
 
 
 def test_no_two_runs_share_a_folder_or_a_log(tmp_path):

@@ -1,6 +1,7 @@
 """Results: exactly what a finished run of a recipe left, and nothing that is not one."""
 
 import json
+import math
 from dataclasses import asdict, replace
 
 import pytest
@@ -25,7 +26,7 @@ def run(tmp_path):
     ]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {
-        "top1": 30.0, "top5": 60.0, "count": 10000, "split": "test", "stages": [0, 1], "device": "1 x gpu",
+        "top1": 100 * 355 / 360, "top5": 60.0, "count": 10000, "split": "test", "stages": [0, 1], "device": "1 x gpu",
         "mean_abs_correlation": {"before": [0.123456789, 0.2], "after": [0.01, 0.02]}, "images_per_second": 500.0,
         "data": "sha", "warnings": ["mind the gap"],
     }  # fmt: skip
@@ -36,7 +37,7 @@ def run(tmp_path):
 def test_a_result_holds_what_the_run_left_and_no_path_of_the_machine(run, tmp_path):
     result = results.collect(run)
     assert (result.recipe, result.protocol, result.seed) == ("resnet50/cifar100/softmax+mfd", "paper", 2)
-    assert (result.top1, result.top5, result.images, result.split) == (30.0, 60.0, 10000, "test")
+    assert (result.top1, result.top5, result.images, result.split) == (100 * 355 / 360, 60.0, 10000, "test")
     assert result.curve["top1"] == [10.0, 20.0, 30.0]
     assert result.curve["loss"] == [3.12346, 1.56173, 1.04115]
     assert result.correlation_before == [0.12346, 0.2]
@@ -71,6 +72,14 @@ def test_a_run_that_is_not_as_its_recipe_says_is_no_result(run, change, message)
         results.collect(run)
 
 
+def test_a_damaged_run_is_no_result(run):
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["split"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match="run is damaged or of another version: KeyError\\('split'\\)"):
+        results.collect(run)
+
+
 def test_an_unfinished_run_is_no_result(run):
     (run / "summary.json").unlink()
     with pytest.raises(ValueError, match="is not a finished run: summary.json is missing"):
@@ -92,8 +101,21 @@ def test_all_results_are_read_in_the_order_of_the_tables(tmp_path):
         (lambda path: edit(path, more=1), "is not a result: it has other entries"),
         (lambda path: edit(path, recipe="resnet50/cifar100/hinge"), "is not a result: unknown recipe"),
         (lambda path: edit(path, protocol="fast"), "is not a result: unknown protocol"),
-        (lambda path: path.rename(path.with_name("copy-seed1.json")), "copy-seed1.json is the result of another run"),
-        (lambda path: edit(path, seed=4), "is the result of another run: resnet50/cifar100/softmax, seed 4"),
+        (
+            lambda path: path.rename(path.with_name("copy-seed1.json")),
+            "copy-seed1.json holds the result that belongs into",
+        ),
+        (
+            lambda path: path.parent.rename(path.parent.with_name("backup")),
+            "backup/.* holds the result that belongs into",
+        ),
+        (lambda path: edit(path, top1=None), "is not a result: top1 is None"),
+        (lambda path: edit(path, top1=math.nan), "is not a result: top1 is nan"),
+        (lambda path: edit(path, seed="0"), "is not a result: seed is '0'"),
+        (lambda path: edit(path, environment={}), "is not a result: environment lacks git_commit"),
+        (lambda path: edit(path, curve={}), "is not a result: curve lacks top1"),
+        (lambda path: edit(path, correlation_after=[0.1]), "its curve or its correlations are incomplete"),
+        (lambda path: edit(path, seed=4), "holds the result that belongs into .*softmax-seed4.json"),
     ],
 )
 def test_what_is_no_result_is_named(tmp_path, spoil, message):

@@ -20,8 +20,8 @@ def job(folder, name, code):
 def test_all_jobs_run_and_no_more_at_a_time_than_asked(tmp_path):
     code = "import time, sys; print(time.time(), flush=True); time.sleep(0.6); print(time.time()); sys.exit({})"
     jobs = [job(tmp_path, str(number), code.format(number)) for number in range(5)]
-    ended = dict(run_jobs(jobs, 2, StopSignals()))
-    assert {job.name: code for job, code in ended.items()} == {str(number): number for number in range(5)}
+    ended = list(run_jobs(jobs, 2, StopSignals()))
+    assert {job.name: code for job, code, _ in ended} == {str(number): number for number in range(5)}
     times = [tuple(map(float, job.log.read_text().split())) for job in jobs]
     at_once = [sum(start <= moment < end for start, end in times) for moment, _ in times]
     assert max(at_once) == 2
@@ -61,7 +61,7 @@ def test_after_a_signal_jobs_end_in_order_and_none_is_started(tmp_path):
         if all(job.log.exists() and "ready" in job.log.read_text() for job in jobs[:2]):
             stop.received = signal.SIGTERM
 
-    ended = [(job.name, code) for job, code in run_jobs(jobs, 2, stop, watch)]
+    ended = [(job.name, code) for job, code, _ in run_jobs(jobs, 2, stop, watch)]
     assert sorted(ended) == [("0", 143), ("1", 143)]
     assert not jobs[2].log.exists()
     assert jobs[0].last_words() == "saving"
@@ -97,3 +97,16 @@ def test_last_words_of_a_silent_job(tmp_path):
     assert silent.last_words() == "no output"
     list(run_jobs([silent], 1, StopSignals()))
     assert silent.last_words() == "no output"
+
+
+def test_why_a_job_failed_is_told_by_its_error_or_its_signal_and_by_this_attempt_alone(tmp_path):
+    words = job(tmp_path, "a", "print('x.py: error: no such data'); print('epoch 3'); raise SystemExit(1)")
+    quiet = job(tmp_path, "a", "raise SystemExit(2)")
+    killed = job(tmp_path, "b", "import os, signal; print('epoch 4', flush=True); os.kill(os.getpid(), signal.SIGKILL)")
+    blocked = job(tmp_path, "c", "")
+    blocked.log.mkdir()
+    ended = {(e.job.name, e.code): e.words for e in run_jobs([words, quiet, killed, blocked], 1, StopSignals())}
+    assert ended["a", 1] == "x.py: error: no such data"
+    assert ended["a", 2] == "no output"
+    assert ended["b", -9] == "killed by SIGKILL after: epoch 4"
+    assert "Is a directory" in ended["c", 1]

@@ -238,6 +238,25 @@ def test_the_reported_accuracy_is_that_of_the_saved_model_with_two_processes(tmp
     assert summary["top1"] == pytest.approx(100 * hits / 360)
 
 
+def test_an_exported_arcface_model_answers_as_the_training_head_on_all_test_images(monkeypatch):
+    tasks = []
+    real = train.build_task
+    monkeypatch.setattr(train, "build_task", lambda *args: tasks.append(real(*args)) or tasks[-1])
+    run_dir = run(criterion="arcface", epochs=2, batch_size=64, lr=0.05)
+    loaded = timm.create_model(f"local-dir:{run_dir}/model", pretrained=True).eval()
+    loaded = loaded.to(memory_format=torch.channels_last)
+    head = tasks[0].eval()
+    answers, hits = set(), 0
+    with torch.no_grad():
+        for images, labels in train.EvalLoader(train.load_dataset("digits"), 256, device=torch.device("cpu")):
+            trained, folded = head(images, labels)["output"].argmax(1), loaded(images).argmax(1)
+            assert torch.equal(trained, folded)
+            answers |= set(trained.tolist())
+            hits += int((trained == labels).sum())
+    assert len(answers) > 3
+    assert json.loads((run_dir / "summary.json").read_text())["top1"] == pytest.approx(100 * hits / 360)
+
+
 @pytest.mark.slow
 def test_the_default_run_learns_the_digits_and_decorrelates(tmp_path):
     """The README's first command, and the same run without MFD."""

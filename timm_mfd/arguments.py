@@ -60,7 +60,8 @@ class Args:
     lr: float = 0.1
     """Learning rate of SGD with momentum 0.9."""
     milestones: tuple[int, ...] | None = None
-    """Epochs after which the learning rate drops to a tenth. Default: 30, 60 and 90 % of the epochs."""
+    """Epochs after which the learning rate drops to a tenth. Default: 30, 60 and 90 % of the epochs, or those of
+    the recipe, whatever --epochs says beside it."""
     lr_decay: float = 0.1
     """Factor of the learning rate at each milestone."""
     weight_decay: float = 5e-4
@@ -101,7 +102,8 @@ class Args:
     def name(self) -> str:
         """What a run is called under `runs/`."""
         loss = f"mfd{self.mfd_weight:g}" if self.criterion == "softmax" else f"{self.criterion}-mfd{self.mfd_weight:g}"
-        return f"{self.model}-{self.dataset}-{loss}-seed{self.seed}"
+        protocol = (self.recipe or "").partition("@")[2]
+        return "-".join(part for part in (self.model, self.dataset, loss, protocol, f"seed{self.seed}") if part)
 
     def learning_rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch, counted from 0."""

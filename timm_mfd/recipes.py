@@ -120,6 +120,10 @@ class Recipe:
         """The id of the same run without MFD."""
         return f"{self.backbone}/{self.dataset}/{self.criterion}"
 
+    def name(self, protocol: str) -> str:
+        """Return the id with the protocol, which is left out if it is the paper's; `find` reads it."""
+        return self.id if protocol == "paper" else f"{self.id}@{protocol}"
+
     def stem(self, protocol: str) -> Stem:
         """Return the stem of its model under a protocol."""
         side = DATA_SIZES[self.dataset].side
@@ -140,7 +144,7 @@ class Recipe:
         """
         how = PROTOCOLS[protocol]
         return Args(
-            recipe=self.id if protocol == "paper" else f"{self.id}@{protocol}",
+            recipe=self.name(protocol),
             model=MODELS[self.backbone],
             stem=self.stem(protocol),
             dataset=self.dataset,

@@ -5,7 +5,7 @@ import io
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from scipy.stats import t as student_t
@@ -93,27 +93,26 @@ def spread(accuracies: Sequence[float]) -> Spread | None:
     return Spread(len(accuracies), statistics.fmean(accuracies), std)
 
 
-def paired_difference(with_mfd: Mapping[int, float], without: Mapping[int, float]) -> Difference | None:
-    """Compare runs with the same seed.
+def paired_difference(with_mfd: Mapping[Hashable, float], without: Mapping[Hashable, float]) -> Difference | None:
+    """Compare runs that have the same key, such as the seed.
 
     The interval is `mean ± t sd / sqrt(n)` with Student's t for n - 1 degrees of freedom.
 
     Args:
-        with_mfd: Accuracy for each seed.
+        with_mfd: Accuracy for each key.
         without: The same without MFD.
 
     Returns:
-        The difference over the seeds that both have; None if there are none.
+        The difference over the keys that both have; None if there are none.
 
     Example:
         >>> print(paired_difference({0: 50.0, 1: 52.0, 2: 51.0}, {0: 48.0, 1: 49.0, 2: 47.0}))
         +3.00 [+0.52, +5.48]
     """
-    seeds = sorted(with_mfd.keys() & without.keys())
-    if not seeds:
+    differences = [accuracy - without[key] for key, accuracy in with_mfd.items() if key in without]
+    if not differences:
         return None
-    differences = [with_mfd[seed] - without[seed] for seed in seeds]
-    n, mean = len(seeds), statistics.fmean(differences)
+    n, mean = len(differences), statistics.fmean(differences)
     deviation = statistics.stdev(differences) if n > 1 else 0.0
     # Accuracies are multiples of 100 / images: equal differences are a coincidence, not certainty.
     if deviation <= 1e-9:
@@ -129,9 +128,11 @@ def rows_of(table: str, results: Iterable[Result]) -> list[Row]:
         table: Key of `recipes.TABLES`.
         results: Results of one protocol.
     """
-    accuracies: dict[str, dict[int, float]] = {}
+    accuracies: dict[str, dict[Hashable, float]] = {}
     for result in results:
-        accuracies.setdefault(result.recipe, {})[result.seed] = result.top1
+        # Only what differs in MFD alone is paired: the same seed, images and precision.
+        key = (result.seed, result.data, result.arithmetic["mixed_precision"])
+        accuracies.setdefault(result.recipe, {})[key] = result.top1
     rows = []
     for recipe in (r for r in RECIPES.values() if table in r.tables and r.mfd_weight):
         ours, without = accuracies.get(recipe.id, {}), accuracies.get(recipe.baseline, {})
@@ -188,7 +189,7 @@ def markdown(results: Sequence[Result], pictures: Mapping[str, Mapping[str, str]
         "# Results",
         "Made by `train_scripts/reproduce.py report` from the JSON files in this folder and nothing else. Accuracies "
         "are top-1 in percent on the held-out images after the last epoch, mean ± standard deviation over n seeds. A "
-        "difference is the mean over pairs of runs with the same seed, with its confidence interval (Student's t). "
+        "difference is the mean over pairs of runs with the same seed, images and precision, with its confidence interval (Student's t). "
         "🟢 ▲ and 🔴 ▼ stand only where the interval leaves out 0; of twenty rows without any effect one would still "
         "get one. The paper gives means of three runs without a spread.",
     ]
@@ -245,7 +246,7 @@ def _correlations(results: Sequence[Result]) -> str:
     cells = [["run", "mean \\|r\\|", *(f"stage {number}" for number in range(count))]]
     for recipe in ids:
         of_runs = [result.correlation_after for result in results if result.recipe == recipe]
-        means = [f"{statistics.fmean(stage):.3f}" for stage in zip(*of_runs, strict=True)]
+        means = [f"{statistics.fmean(stage):.3f}" for stage in zip(*of_runs, strict=False)]
         cells.append([recipe, f"ours (n={len(of_runs)})", *means, *[""] * (count - len(means))])
         if recipe in CORRELATIONS:
             cells.append([recipe, "paper", *(f"{value:.3f}" for value in CORRELATIONS[recipe])])

@@ -1,10 +1,11 @@
 """Results: one small JSON file per finished run of a recipe, from which reports are made and from nothing else."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from . import recipes
 from .arguments import FREE
@@ -90,6 +91,13 @@ def collect(run: Path) -> Result:
     """
     if not (run / "summary.json").is_file():
         raise ValueError(f"{run} is not a finished run: summary.json is missing")
+    try:
+        return _collect(run)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{run} is damaged or of another version: {error!r}") from None
+
+
+def _collect(run: Path) -> Result:
     args = json.loads((run / "args.json").read_text())
     summary = json.loads((run / "summary.json").read_text())
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -104,8 +112,8 @@ def collect(run: Path) -> Result:
         recipe=recipe.id,
         protocol=protocol,
         seed=args["seed"],
-        top1=round(summary["top1"], 4),
-        top5=round(summary["top5"], 4),
+        top1=summary["top1"],
+        top5=summary["top5"],
         images=summary["count"],
         split=summary["split"],
         curve={key: [float(f"{line[key]:.6g}") for line in metrics] for key in _CURVE},
@@ -150,12 +158,29 @@ def read(path: Path) -> Result:
         if not isinstance(content, Mapping) or (content.keys() != {field.name for field in fields(Result)}):
             raise ValueError("it has other entries than a result")
         result = Result(**content)
+        _check(result)
         recipe, _ = recipes.find(f"{result.recipe}@{result.protocol}")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a result: {error}") from None
-    if path.name != path_of(path.parent, recipe, result.protocol, result.seed).name:
-        raise ValueError(f"{path} is the result of another run: {result.recipe}, seed {result.seed}")
+    place = path_of(path.parent.parent, recipe, result.protocol, result.seed)
+    if path != place:
+        raise ValueError(f"{path} holds the result that belongs into {place}")
     return result
+
+
+def _check(result: Result) -> None:
+    for field in fields(Result):
+        value = getattr(result, field.name)
+        kind = get_origin(field.type) or field.type
+        fits = isinstance(value, int | float) and math.isfinite(value) if kind is float else isinstance(value, kind)
+        if not fits or isinstance(value, bool):
+            raise ValueError(f"{field.name} is {value!r}")
+    needed = {"curve": ("top1",), "arithmetic": ("mixed_precision",), "environment": ("git_commit", "git_modified")}
+    for name, keys in needed.items():
+        if missing := [key for key in keys if key not in getattr(result, name)]:
+            raise ValueError(f"{name} lacks {missing[0]}")
+    if not result.curve["top1"] or len(result.correlation_after) != len(result.stages):
+        raise ValueError("its curve or its correlations are incomplete")
 
 
 def read_all(folder: Path) -> list[Result]:

@@ -1,12 +1,14 @@
 """Runs side by side, each in a process of its own: started, watched and stopped together."""
 
 import os
+import signal
 import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -30,10 +32,34 @@ class Job:
     command: tuple[str, ...]
     log: Path
 
-    def last_words(self) -> str:
-        """Return the last line of the log that says something."""
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    def log_size(self) -> int:
+        """Return how long the log is."""
+        return self.log.stat().st_size if self.log.is_file() else 0
+
+    def last_words(self, start: int = 0) -> str:
+        """Return the last line of the log that names an error, or else the last one that says something.
+
+        Args:
+            start: Where to begin reading, in bytes.
+        """
+        text = self.log.read_bytes()[start:].decode(errors="replace") if self.log.is_file() else ""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        errors = [line for line in lines if ": error: " in line]
+        return (errors or lines or ["no output"])[-1]
+
+
+class Ended(NamedTuple):
+    """A job that ended.
+
+    Attributes:
+        job: The job.
+        code: Its exit code; 0 if all is well.
+        words: Why it ended, if not.
+    """
+
+    job: Job
+    code: int
+    words: str
 
 
 def run_jobs(
@@ -42,7 +68,7 @@ def run_jobs(
     stop: StopSignals,
     watch: Callable[[], None] = lambda: None,
     started: Callable[[Job], None] = lambda job: None,
-) -> Iterator[tuple[Job, int]]:
+) -> Iterator[Ended]:
     """Run jobs, several at a time, each on one of the GPUs in turn and on its share of the CPU cores.
 
     After a signal no job is started, and those that run are asked to end with SIGTERM.
@@ -55,34 +81,40 @@ def run_jobs(
         started: Called with each job that was started.
 
     Yields:
-        Each job that ended, with its exit code, as soon as it ends. After a signal: those that it ended, too.
+        Each job as soon as it ends, also one that could not be started. After a signal: those that it ended, too.
     """
     waiting = deque(jobs)
-    free = deque(range(min(parallel, len(jobs))))
-    running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+    parallel = min(parallel, len(jobs))
+    free = deque(range(parallel))
+    running: dict[int, tuple[Job, subprocess.Popen[bytes], int]] = {}
     told = False
     try:
         while waiting or running:
             while waiting and free and not stop.received:
-                slot = free.popleft()
-                job = waiting.popleft()
-                running[slot] = job, _start(job, slot, parallel)
+                job, size = waiting[0], waiting.popleft().log_size()
+                try:
+                    running[free[0]] = job, _start(job, free[0], parallel), size
+                except OSError as error:
+                    yield Ended(job, 1, str(error))
+                    continue
+                free.popleft()
                 started(job)
             if stop.received:
                 waiting.clear()
                 if not told:
-                    for _, process in running.values():
+                    for _, process, _ in running.values():
                         process.terminate()
                     told = True
-            for slot, (job, process) in list(running.items()):
+            for slot, (job, process, size) in list(running.items()):
                 if (code := process.poll()) is not None:
                     del running[slot]
                     free.append(slot)
-                    yield job, code
+                    killed = f"killed by {signal.Signals(-code).name} after: " if code < 0 else ""
+                    yield Ended(job, code, killed + job.last_words(size))
             watch()
             time.sleep(_PAUSE)
     finally:
-        for _, process in running.values():
+        for _, process, _ in running.values():
             process.kill()
             process.wait()
 

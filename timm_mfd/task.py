@@ -142,7 +142,9 @@ class MFDClassificationTask(ClassificationTask):
     ) -> None:
         """Put back what `get_task_state` returned."""
         state = dict(state or {})
-        if self.reads == "cosines" and (strict or "classifier.weight" in state):
+        if self.reads == "cosines" and strict and "classifier.weight" not in state:
+            raise KeyError("the state lacks classifier.weight, the classifier of the cosines before it was folded")
+        if "classifier.weight" in state and self.reads == "cosines":
             with torch.no_grad():
                 linear_classifier(self._staged(ema).model).weight.copy_(state["classifier.weight"])
         if isinstance(self.criterion, nn.Module):

@@ -56,6 +56,14 @@ class Run:
         """The result file; if it is there, the run is done."""
         return results.path_of(self.results_dir, self.recipe, self.protocol, self.seed)
 
+    def is_done(self) -> bool:
+        """Return whether there is a result.
+
+        Raises:
+            ValueError: If the file of that name is no result.
+        """
+        return self.result.exists() and bool(results.read(self.result))
+
     @property
     def folder(self) -> Path:
         """The run folder."""
@@ -160,7 +168,7 @@ def run(
                 raise ValueError(f"{flag} must be at least 1, not {number}")
         chosen = recipes.select(table, rows)
         all_runs = [Run(recipe, protocol, seed, runs_dir, results_dir) for seed in range(seeds) for recipe in chosen]
-        missing = [run for run in all_runs if not run.result.exists()]
+        missing = [run for run in all_runs if not run.is_done()]
         print(f"{len(all_runs)} runs: {len(all_runs) - len(missing)} done, {len(missing)} to do")
         decode(sorted({run.recipe.dataset for run in missing}), data_dir, workers, cache_dir, parallel)
         options = ["--mixed-precision", mixed_precision, "--workers", str(workers)]
@@ -205,11 +213,11 @@ def train(runs: Sequence[Run], parallel: int, options: Sequence[str], data_dir: 
 
         show_progress()
         bar.unpause()
-        for job, code in run_jobs(jobs, parallel, stop, show_progress, started):
+        for job, code, words in run_jobs(jobs, parallel, stop, show_progress, started):
             run = by_name[job.name]
             try:
                 if code != 0:
-                    raise ValueError(f"{job.last_words()} ({job.log})")
+                    raise ValueError(f"{words} ({job.log})")
                 result = results.collect(run.folder)
                 results.write(result, run.results_dir)
                 paper = "" if run.recipe.accuracy is None else f" (paper {run.recipe.accuracy:.2f})"

@@ -299,14 +299,17 @@ def parse(words: Sequence[str] | None = None) -> Args:
     Args:
         words: The command line without the script. Default: that of this process.
     """
-    args = tyro.cli(Args, description=__doc__, args=words)
+    cli = partial(tyro.cli, Args, description=__doc__, args=words)
+    args, name = cli(), None
     if args.recipe is not None:
         recipe, protocol = recipes.find(args.recipe)
-        args = tyro.cli(Args, description=__doc__, args=words, default=recipe.arguments(protocol))
+        name = recipe.name(protocol)  # one name for a recipe, however it was written
+        args = replace(cli(default=recipe.arguments(protocol)), recipe=name)
     source = run_dir.find_checkpoint(args.resume, args.output_dir, args.name) if args.resume else None
-    if source is None:
-        return args
-    return tyro.cli(Args, description=__doc__, args=words, default=Args.of_run(checkpoint.read_record(source)["args"]))
+    if source is not None:
+        args = cli(default=Args.of_run(checkpoint.read_record(source)["args"]))
+        args = replace(args, recipe=name) if name else args
+    return args
 
 
 if __name__ == "__main__":

@@ -96,6 +96,22 @@ def test_images_that_are_missing_changed_or_broken_are_counted_and_the_others_st
     assert {path.stem for path in before - after} == {"100", "101"}
 
 
+def test_what_lies_beside_the_output_is_never_removed(tmp_path, published):
+    mine = tmp_path / "out.partial" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match="out.partial' is left from an earlier start; remove it"):
+        prepare(*published, tmp_path / "out", identities=2)
+    assert mine.read_text() == "mine"
+
+
+def test_an_output_that_is_a_link_to_an_empty_folder_is_filled(tmp_path, published):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    prepare(*published, tmp_path / "out", identities=2)
+    assert len(list((tmp_path / "disk" / "train").iterdir())) == 2
+
+
 def test_a_file_that_is_no_image_counts_as_unreadable(tmp_path, published):
     lists, images = published
     (images / "page.html").write_text("404, but published so")

@@ -109,8 +109,10 @@ def prepare(lists: Path, images: Path, output: Path, identities: int = IDENTITIE
     by_image = defaultdict(list)
     for face in faces:
         by_image[face.sha256].append(face)
+    output = output.resolve()
     partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    if partial.exists():
+        raise FileExistsError(f"{str(partial)!r} is left from an earlier start; remove it, or choose a new folder")
     counts: dict[str, Counter[str]] = {name: Counter() for name in sorted(chosen)}
     for face in faces:
         counts[face.name]["published"] += 1

@@ -74,7 +74,7 @@ def load_hfds(name: str, cache_dir: Path | None = None, image_size: int | None =
 
     try:
         splits = datasets.load_dataset(name, cache_dir=None if cache_dir is None else str(cache_dir))
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"dataset {title!r} cannot be loaded: {reason[0]}") from None
     held_out = next((split for split in _HELD_OUT if split in splits), None)
