@@ -189,9 +189,9 @@ def markdown(results: Sequence[Result], pictures: Mapping[str, Mapping[str, str]
         "# Results",
         "Made by `train_scripts/reproduce.py report` from the JSON files in this folder and nothing else. Accuracies "
         "are top-1 in percent on the held-out images after the last epoch, mean ± standard deviation over n seeds. A "
-        "difference is the mean over pairs of runs with the same seed, images and precision, with its confidence interval (Student's t). "
-        "🟢 ▲ and 🔴 ▼ stand only where the interval leaves out 0; of twenty rows without any effect one would still "
-        "get one. The paper gives means of three runs without a spread.",
+        "difference is the mean over pairs of runs with the same seed, images and precision, with its confidence "
+        "interval (Student's t). 🟢 ▲ and 🔴 ▼ stand only where the interval leaves out 0; of twenty rows without any "
+        "effect one would still get one. The paper gives means of three runs without a spread.",
     ]
     for protocol in [name for name in PROTOCOLS if any(r.protocol == name for r in results)]:
         ours = [result for result in results if result.protocol == protocol]

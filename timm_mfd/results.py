@@ -171,7 +171,7 @@ def read(path: Path) -> Result:
 def _check(result: Result) -> None:
     for field in fields(Result):
         value = getattr(result, field.name)
-        kind = get_origin(field.type) or field.type
+        kind: Any = get_origin(field.type) or field.type
         fits = isinstance(value, int | float) and math.isfinite(value) if kind is float else isinstance(value, kind)
         if not fits or isinstance(value, bool):
             raise ValueError(f"{field.name} is {value!r}")
