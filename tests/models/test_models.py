@@ -24,6 +24,7 @@ PARAMETERS = {
     "resnext50_32x4d_mfd": (25_028_904, -7_680),
 }
 NAMES = tuple(PARAMETERS)
+ONE_AND_SLOW = [pytest.param(n, marks=() if "18" in n else pytest.mark.slow) for n in NAMES]
 README = Path(timm_mfd.models.__file__).with_name("README.md")
 SIDES = {"imagenet": [16, 8, 4, 2, 1], "small": [32, 16, 8, 4, 2], "cifar": [32, 32, 16, 8, 4]}
 
@@ -122,7 +123,7 @@ def test_features_only_gives_the_stages_of_forward_stages(name):
         assert all(torch.equal(a, b) for a, b in zip(features(x), stages, strict=True))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_AND_SLOW)
 def test_compiled_models_give_the_same_logits(name):
     model = timm_mfd.create_model(name, num_classes=10, stem="cifar").eval()
     x = torch.randn(2, 3, 32, 32)
@@ -130,7 +131,7 @@ def test_compiled_models_give_the_same_logits(name):
         torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(x), model(x))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if "18" in n else pytest.mark.slow) for n in NAMES])
+@pytest.mark.parametrize("name", ONE_AND_SLOW)
 def test_onnx_export_gives_the_same_logits(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     model = timm_mfd.create_model(name, num_classes=10, stem="cifar").eval()
