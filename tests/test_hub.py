@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import timm
@@ -10,8 +11,18 @@ import torch
 from huggingface_hub import ModelCard
 
 import timm_mfd
+from timm_mfd.arguments import Args
 
 NAMES = [f"class {i}" for i in range(6)]
+RUN = {
+    "args": asdict(Args(mfd_weight=2.0)) | {"environment": {}},
+    "summary": {
+        "top1": 97.5, "top5": 99.0, "count": 360, "split": "test", "stages": [0, 1], "noise_floor": [0.01, 0.04],
+        "mean_abs_correlation": {"before": [0.3, 0.2], "after": [0.1, 0.2]}, "device": "cpu", "warnings": [],
+        "data": "0",
+    },
+}  # fmt: skip
+BASELINE = RUN | {"args": RUN["args"] | {"mfd_weight": 0.0}}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +62,7 @@ def test_wrappers_are_undone_and_the_model_is_left_alone(tmp_path):
 
 def test_card_states_the_result_as_metadata(tmp_path):
     model = timm_mfd.create_model("resnet18_mfd", num_classes=6)
-    timm_mfd.save_pretrained(model, tmp_path / "model", dataset="digits", top1=97.5, mfd_weight=2.0)
+    timm_mfd.save_pretrained(model, tmp_path / "model", run=RUN)
     card = ModelCard.load(tmp_path / "model" / "README.md")
     assert card.data.library_name == "timm"
     assert card.data.eval_results[0].metric_value == 97.5
@@ -68,7 +79,7 @@ def test_a_model_that_was_not_trained_with_mfd_is_not_said_to_be(tmp_path):
     config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
     assert config["crop_pct"] == timm.get_pretrained_cfg("resnet18").crop_pct
     assert not config["tag"]  # whose default would claim ImageNet weights
-    baseline = timm_mfd.save_pretrained(timm.create_model("resnet18"), tmp_path / "baseline", mfd_weight=0.0)
+    baseline = timm_mfd.save_pretrained(timm.create_model("resnet18"), tmp_path / "baseline", run=BASELINE)
     assert "a baseline" in (baseline / "README.md").read_text()
 
 

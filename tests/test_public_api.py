@@ -9,7 +9,7 @@ import timm_mfd
 
 PROMISED = {
     "create_model", "forward_stages", "channel_correlation", "mfd_loss", "MFDLoss", "MFDOutput", "StageOutput",
-    "MFDClassificationTask", "list_models", "save_pretrained",
+    "MFDClassificationTask", "list_models", "save_pretrained", "push_to_hub",
 }  # fmt: skip
 HEAVY = ("accelerate", "tyro", "matplotlib", "sklearn", "scipy", "datasets")
 

@@ -1,15 +1,45 @@
-"""Export folders: weights, configuration and model card, as timm and the Hugging Face Hub read them."""
+"""Export folders, and their way to the Hugging Face Hub: checked before, compared after, tagged last."""
 
-import os
-from collections.abc import Sequence
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import HfApi
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from timm.utils import unwrap_model
-from torch import nn
+from torch import Tensor, nn
+
+from .atomic import replacing
+from .model_card import PICTURES, check_card, render_card
+from .models import create_model
+from .models._download import hub_errors, split_revision
+from .models._saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, identity, sha256_of
+
+FILES = (WEIGHTS, CONFIG, CARD, *PICTURES)  # nothing else is ever uploaded
+
+
+class Published(NamedTuple):
+    """What `push_to_hub` left on the Hub.
+
+    Attributes:
+        repo_id: `ORG/NAME`.
+        commit: The commit that holds exactly the folder's files.
+        sha256: Of the weights.
+        tag: The tag on that commit, if one was asked for.
+        changed: False if the Hub had all of it before.
+    """
+
+    repo_id: str
+    commit: str
+    sha256: str
+    tag: str | None
+    changed: bool
 
 
 def save_pretrained(
@@ -20,14 +50,12 @@ def save_pretrained(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: tuple[int, int] | None = None,
-    dataset: str | None = None,
-    top1: float | None = None,
-    mfd_weight: float | None = None,
-    summary: str = "",
+    run: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `model.safetensors`, timm's `config.json` and `README.md` (the model card) into a folder.
 
     The model itself is left as it is: wrappers (DDP, `torch.compile`) and channels_last memory are undone on a copy.
+    The weights carry a copy of the configuration, and the configuration their sha256, so that loading notices a change.
 
     Args:
         model: A model from `create_model`, possibly wrapped.
@@ -36,17 +64,15 @@ def save_pretrained(
         mean: Per-channel mean of pixel values in [0, 1] that the model was trained with.
         std: Per-channel standard deviation.
         image_size: `(H, W)` of the images.
-        dataset: Name of the data set, for the card.
-        top1: Top-1 accuracy in percent, for the card.
-        mfd_weight: The balance factor it was trained with, for the card.
-        summary: A paragraph for the card.
+        run: How it was trained, for the card: `args` and `summary` as a run folder has them.
 
     Returns:
         The folder; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it after `import timm_mfd`.
 
     Raises:
         FileExistsError: If the folder already holds something.
-        ValueError: If the model did not come from `create_model`, or has another number of classes than `label_names`.
+        ValueError: If the model did not come from `create_model`, has another number of classes than `label_names`, or
+            arguments that loading refuses.
 
     Example:
         >>> save_pretrained(model, "export", label_names=["cat", "dog"])
@@ -67,68 +93,152 @@ def save_pretrained(
         preprocessing["mean"] = tuple(mean)
     if std is not None:
         preprocessing["std"] = tuple(std)
-    save_for_hf(
-        copy,
-        str(folder),
-        model_config={
-            # The tag of the default weights says nothing about these.
-            "pretrained_cfg": {"tag": ""},
-            **({"label_names": list(label_names)} if label_names is not None else {}),
-        },
-        safe_serialization=True,
-        data_config=preprocessing,
-    )
-    os.chmod(folder / "model.safetensors", (folder / "config.json").stat().st_mode & 0o777)  # was for the owner alone
-    architecture = plain.pretrained_cfg["architecture"]
-    _card(architecture, dataset, top1, mfd_weight, summary).save(folder / "README.md")
+    model_config: dict[str, Any] = {
+        # The tag of the default weights says nothing about these; the file name keeps timm from pickled ones.
+        "pretrained_cfg": {"tag": "", "hf_hub_filename": WEIGHTS},
+        **({"label_names": list(label_names)} if label_names is not None else {}),
+    }
+    save_for_hf(copy, str(folder), model_config=model_config, safe_serialization=True, data_config=preprocessing)
+    config = json.loads((folder / CONFIG).read_text())
+    metadata = {"format": "pt", "timm_mfd": json.dumps(identity(config))}
+    with replacing(folder / WEIGHTS) as partial:
+        save_file(copy.state_dict(), partial, metadata)
+    partial_mode = (folder / CONFIG).stat().st_mode & 0o777
+    (folder / WEIGHTS).chmod(partial_mode)  # was for the owner alone
+    config["timm_mfd"] = {"sha256": sha256_of(folder / WEIGHTS)}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (folder / CARD).write_text(render_card(config, config["timm_mfd"]["sha256"], run), encoding="utf-8")
+    check_weights(folder / WEIGHTS, check_config(folder))
     return folder
 
 
-def _card(
-    architecture: str, dataset: str | None, top1: float | None, mfd_weight: float | None, summary: str
-) -> ModelCard:
-    measured = dataset is not None and top1 is not None
-    data = ModelCardData(
-        library_name="timm",
-        pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "timm_mfd", *(["mfd"] if mfd_weight else [])],
-        model_name=architecture if measured else None,
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=dataset,
-                dataset_name=dataset,
-                metric_type="accuracy",
-                metric_value=round(float(top1), 4),
+def check_folder(folder: str | Path) -> dict[str, Any]:
+    """Refuse an export folder that could not be loaded, or whose card the Hub would not understand.
+
+    Args:
+        folder: What `save_pretrained` wrote.
+
+    Returns:
+        Content of its `config.json`.
+
+    Raises:
+        ValueError: Naming the first fault.
+    """
+    folder = Path(folder)
+    config = check_config(folder)
+    check_weights(folder / WEIGHTS, config)
+    if not (folder / CARD).is_file():
+        raise ValueError(f"{str(folder)!r} has no model card ({CARD})")
+    check_card((folder / CARD).read_text(encoding="utf-8"), folder)
+    return config
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    tag: str | None = None,
+    parent_commit: str | None = None,
+) -> Published:
+    """Publish an export folder; every step can be repeated, and nothing is tagged before it was read back.
+
+    The folder is checked; weights, configuration, card and pictures are uploaded in one commit; the Hub's checksums are
+    compared with the folder; the model is loaded from that commit with an empty cache and must answer bit for bit as
+    the folder's; last, the commit is tagged. The token is that of the environment (`HF_TOKEN`) or of `hf auth login`.
+
+    Args:
+        folder: What `save_pretrained` wrote, or `train_scripts/publish.py`.
+        repo_id: `ORG/NAME`; made if it does not exist.
+        private: Make it private.
+        tag: Name for the commit, such as `"v1.0"`. An existing one is never moved.
+        parent_commit: Refuse if the Hub's newest commit is another. Default: the one found at the start.
+
+    Returns:
+        What was published.
+
+    Raises:
+        ValueError: If the folder is not in order, the Hub refuses, somebody else changed the repository meanwhile, the
+            tag exists on other files, or what the Hub holds is not the folder.
+        ConnectionError: If the Hub cannot be reached.
+
+    Example:
+        >>> push_to_hub("runs/NAME/model", "me/resnet50_mfd.cifar100", tag="v1.0").commit
+        '0c1d...'
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    if split_revision(repo_id)[1] is not None:
+        raise ValueError(f"{repo_id!r} names a revision; a new commit is made, its name is --tag")
+    api = HfApi(library_name="timm_mfd")
+    files = [name for name in FILES if (folder / name).is_file()]
+    with hub_errors(repo_id, parent_commit):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        head = api.model_info(repo_id, files_metadata=True)
+        if private and not head.private:
+            raise ValueError(f"{repo_id!r} exists and is public; nothing was uploaded")
+        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
+        if tag in tags and (differs := _differing(api, repo_id, tags[tag], folder, files)):
+            raise ValueError(f"{repo_id!r} has the tag {tag!r} on other files ({differs}); choose a new --tag")
+        if tag in tags:
+            commit, changed = tags[tag], False
+        else:
+            parent = parent_commit or head.sha
+            api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                allow_patterns=files,
+                commit_message=f"Upload {check_config(folder)['architecture']}",
+                parent_commit=parent,
             )
-        ]
-        if measured and dataset is not None and top1 is not None
-        else None,
-    )
-    paper = "multi-stage feature decorrelation (MFD, https://arxiv.org/abs/2308.12880)"
-    method = ""
-    if mfd_weight is not None:
-        method = (
-            f" trained with {paper} of weight {mfd_weight:g}" if mfd_weight else f" trained without {paper}: a baseline"
-        )
-    result = f"\nTop-1 on the held-out images of {dataset}: {top1:.2f} %.\n" if measured else ""
-    return ModelCard(
-        f"""---
-{data.to_yaml()}
----
+            commit = str(api.model_info(repo_id).sha)
+            changed = commit != head.sha
+            if differs := _differing(api, repo_id, commit, folder, files):
+                raise ValueError(f"{repo_id!r} at {commit} does not hold what was sent ({differs}); nothing was tagged")
+    reload_from_hub(folder, repo_id, commit)
+    with hub_errors(repo_id, commit):
+        if tag is not None and tag not in tags:
+            api.create_tag(repo_id, tag=tag, revision=commit)
+    return Published(repo_id, commit, sha256_of(folder / WEIGHTS), tag, changed)
 
-# {architecture}
 
-A timm image classifier{method}.
-{summary}
-{result}
-## Usage
+def reload_from_hub(folder: Path, repo_id: str, commit: str) -> None:
+    """Load a commit with an empty cache, and refuse if it does not answer bit for bit as the folder.
 
-```python
-import timm
-import timm_mfd  # makes the architecture known to timm
+    Args:
+        folder: The export folder.
+        repo_id: `ORG/NAME`.
+        commit: Its 40 digits.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        there = create_model(f"hf-hub:{repo_id}@{commit}", pretrained=True, cache_dir=cache)
+    here = create_model(f"local-dir:{folder}", pretrained=True)
+    if not torch.equal(probe(there), probe(here)):
+        raise ValueError(f"{repo_id!r} at {commit} does not answer as {str(folder)!r}; nothing was tagged")
 
-model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
-```
-"""
-    )
+
+@torch.no_grad()
+def probe(model: nn.Module) -> Tensor:
+    """Return a model's logits for two fixed images of its own size: equal for equal weights, on one machine."""
+    generator = torch.Generator().manual_seed(0)
+    cfg: Any = model.pretrained_cfg
+    images = torch.randn(2, *cfg["input_size"], generator=generator)
+    return model.eval()(images)
+
+
+def _differing(api: HfApi, repo_id: str, commit: str, folder: Path, files: Sequence[str]) -> str:
+    """Return which files of a commit are not the folder's, by the Hub's own checksums; empty if none."""
+    info = api.model_info(repo_id, revision=commit, files_metadata=True)
+    there = {file.rfilename: file for file in info.siblings or ()}
+    different = []
+    for name in files:
+        content = (folder / name).read_bytes()
+        file = there.get(name)
+        if file is None:
+            different.append(name)
+        elif file.lfs is not None:
+            if file.lfs.sha256 != hashlib.sha256(content).hexdigest():
+                different.append(name)
+        elif file.blob_id != hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest():
+            different.append(name)
+    return ", ".join(different)

@@ -231,7 +231,7 @@ def main(args: Args) -> None:
         }
         with one_line_errors(OSError):
             try:
-                export(trained, folder, data, args, training.metrics, indices, summary)
+                export(trained, folder, data, args, training.metrics, indices, summary, content)
             except (OSError, SafetensorError) as error:
                 raise OSError(f"cannot write the model: {error}; once it can be, --resume {folder}") from None
         print("\n" + correlation_table(indices, record["before"], after, min(CORRELATION_IMAGES, accuracy.images)))
@@ -271,6 +271,7 @@ def export(
     metrics: Sequence[dict[str, Any]],
     stages: Sequence[int],
     summary: dict[str, Any],
+    run_args: dict[str, Any],
 ) -> None:
     """Write model, curves and, last, the summary, by which a run is known to be finished."""
     partial_model = folder / "model.partial"
@@ -282,10 +283,7 @@ def export(
         mean=data.mean,
         std=data.std,
         image_size=data.image_size,
-        dataset=data.name,
-        top1=summary["top1"],
-        mfd_weight=args.mfd_weight,
-        summary=f"Trained for {args.epochs} epochs with seed {args.seed}.",
+        run={"args": run_args, "summary": summary},
     )
     run_dir.replace_folder(partial_model, folder / "model")
     title = f"{args.model} on {data.name}, {args.criterion}, MFD weight {args.mfd_weight:g}, seed {args.seed}"

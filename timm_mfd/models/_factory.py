@@ -1,7 +1,7 @@
 """`create_model` and `list_models`: timm's factory, with errors that tell what to do."""
 
 import fnmatch
-import json
+import warnings
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,9 @@ import timm
 from timm.models import get_pretrained_cfg, is_model, parse_model_name, split_model_name_tag
 from torch import nn
 
+from ._download import download
+from ._pretrained import PRETRAINED, unpublished
+from ._saved import WEIGHTS, check_config, check_weights
 from ._stem import Stem, paper_stem
 
 
@@ -18,7 +21,9 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
 
     Args:
         name: A name of timm's registry or of `list_models`, `hf-hub:ORG/NAME` or `local-dir:FOLDER`.
-        pretrained: Load the weights. For `hf-hub:` and `local-dir:` without it the weights are random.
+        pretrained: Load the weights: exactly the published or saved ones, or an error. They are read from safetensors
+            only and compared with the sha256 of the tag, of the configuration that they were saved with, and of the
+            Hub. For `hf-hub:` and `local-dir:` without it the weights are random, with a warning.
         **kwargs: For `timm.create_model`, such as `num_classes` and `in_chans`. `*_mfd` models also take `stem`:
             `"imagenet"` (timm's own strides, default), `"small"` (first convolution 3x3 with stride 1, max-pool kept:
             for images of 64 px) or `"cifar"` (no max-pool either: for 32 px). The stem is saved with the model.
@@ -27,7 +32,9 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         A plain timm model: same class and same keys as without this package.
 
     Raises:
-        ValueError: If the name, the stem or the source is unknown, or the model takes no stem.
+        ValueError: If the name, the stem or the source is unknown, the model takes no stem, or what is saved there is
+            damaged or is not what was saved.
+        ConnectionError: If the Hub cannot be reached and its cache does not hold the model.
 
     Example:
         >>> model = timm_mfd.create_model("resnet50_mfd", num_classes=100, stem="cifar")
@@ -42,18 +49,34 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
             raise ValueError(f"{arch!r} has no tag {tag!r}; it has {', '.join(known) or 'none'}")
         if kwargs.get("stem") is not None and arch not in _mfd_names():
             raise ValueError(f"{arch!r} takes no stem; models with a stem: {', '.join(_mfd_names())}")
-        if pretrained and not kwargs.get("pretrained_cfg") and not timm.is_model_pretrained(model_id):
-            raise ValueError(f"{model_id!r} has no published weights; leave out pretrained and train it")
-    elif source == "local-dir":
-        _check_saved(Path(model_id), pretrained)
-    return timm.create_model(name, pretrained=pretrained, **kwargs)
+        foreign = pretrained and arch not in _mfd_names() and not kwargs.get("pretrained_cfg")
+        if foreign and not timm.is_model_pretrained(model_id):
+            raise ValueError(unpublished(model_id, PRETRAINED.get(model_id)))
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+    if not pretrained:
+        warnings.warn(f"{name} without pretrained=True has random weights", stacklevel=2)
+    cache_dir = kwargs.pop("cache_dir", None)
+    folder = Path(model_id) if source == "local-dir" else download(model_id, cache_dir, weights=pretrained)
+    config = check_config(folder)
+    if pretrained:
+        check_weights(folder / WEIGHTS, config)
+    try:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=pretrained, **kwargs)
+    except (RuntimeError, TypeError) as error:  # other keys or shapes, or an argument that the network does not take
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name} does not fit {config['architecture']}: {reason[:300]}") from None
+    if source == "hf-hub":
+        pinned = f"{model_id.partition('@')[0]}@{folder.name}"
+        model.pretrained_cfg.update(source="hf-hub", hf_hub_id=pinned, hf_hub_filename=WEIGHTS)
+        model.pretrained_cfg.pop("file", None)
+    return model
 
 
 def arguments_for(name: str, image_size: tuple[int, int], stem: Stem | None = None) -> dict[str, Any]:
     """Choose the arguments of `create_model` that fit a model to the size of the images.
 
     Args:
-        name: As for `create_model`; a saved model already has its arguments.
+        name: As for `create_model`; a saved model or a tag already has its arguments.
         image_size: `(H, W)`.
         stem: The stem to use. Default: the paper's choice for `*_mfd` models (Section IV).
 
@@ -65,10 +88,10 @@ def arguments_for(name: str, image_size: tuple[int, int], stem: Stem | None = No
         {'stem': 'cifar'}
     """
     source, model_id = parse_model_name(name)
-    architecture = split_model_name_tag(model_id)[0]
+    architecture, tag = split_model_name_tag(model_id)
     arguments: dict[str, Any] = {} if stem is None else {"stem": stem}
     if source is None and is_model(architecture):
-        if stem is None and architecture in _mfd_names():
+        if stem is None and not tag and architecture in _mfd_names():
             arguments["stem"] = paper_stem(architecture, max(image_size))
         cfg = get_pretrained_cfg(architecture)
         if cfg is not None and cfg.fixed_input_size:
@@ -81,7 +104,7 @@ def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
 
     Args:
         filter: Pattern with wildcards, such as `"resnet*"`.
-        pretrained: Only names with published weights, as `name.tag`.
+        pretrained: Only names with published weights, also as `name.tag`.
 
     Returns:
         Sorted names, each usable in `create_model`.
@@ -92,19 +115,6 @@ def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
     """
     names = timm.list_pretrained("*_mfd*") if pretrained else _mfd_names()
     return [name for name in names if fnmatch.fnmatch(name, filter)]
-
-
-def _check_saved(folder: Path, pretrained: bool) -> None:
-    needed = ["config.json", "model.safetensors"] if pretrained else ["config.json"]
-    if missing := [name for name in needed if not (folder / name).is_file()]:
-        raise ValueError(f"no saved model in {str(folder)!r}: {' and '.join(missing)} missing")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        architecture = config.get("architecture")
-    except (ValueError, AttributeError):
-        raise ValueError(f"{str(folder / 'config.json')!r} is not a model configuration") from None
-    if not is_model(str(architecture)):
-        raise ValueError(f"{str(folder / 'config.json')!r} names an unknown architecture: {architecture!r}")
 
 
 def _mfd_names() -> list[str]:

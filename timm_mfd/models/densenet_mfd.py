@@ -1,23 +1,22 @@
 """DenseNet with stems for small images: timm's `DenseNet` class and keys."""
 
+from functools import partial
 from typing import Any
 
 import timm
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import register_model
 from timm.models.densenet import DenseNet
 from torch import nn
 
-from ._cfg import imagenet_cfg
-from ._stem import Stem, check_stem, record_reductions, small_first_convolution
+from . import _pretrained
+from ._build import build
+from ._stem import Stem, record_reductions, small_first_convolution
 
 # The registry reads this when an entry point below is decorated, so it stands above them.
-default_cfgs = generate_default_cfgs(
-    {"densenet121_mfd": imagenet_cfg(first_conv="features.conv0", classifier="classifier")}
-)
+default_cfgs = _pretrained.default_cfgs("densenet121_mfd", first_conv="features.conv0", classifier="classifier")
 
 
 def _densenet(arch: str, stem: Stem, **kwargs: Any) -> DenseNet:
-    check_stem(stem)
     model = timm.create_model(arch, **kwargs)
     if stem != "imagenet":
         model.features.conv0 = small_first_convolution(model.features.conv0, stem)
@@ -29,16 +28,10 @@ def _densenet(arch: str, stem: Stem, **kwargs: Any) -> DenseNet:
 
 
 @register_model
-def densenet121_mfd(pretrained: bool = False, stem: Stem = "imagenet", **kwargs: Any) -> DenseNet:
+def densenet121_mfd(pretrained: bool = False, stem: Stem | None = None, **kwargs: Any) -> DenseNet:
     """DenseNet-121 with a choice of stem; the paper uses `"cifar"` at 32 px and `"small"` at 64 px.
 
     Stages 1 to 3 are the outputs of the dense blocks before their transitions, so they hold the channels of the stages
     before them (halved by each transition) beside new ones.
     """
-    return build_model_with_cfg(
-        lambda **args: _densenet("densenet121", stem, **args),
-        "densenet121_mfd",
-        pretrained,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), feature_cls="getter"),
-        **kwargs,
-    )
+    return build(partial(_densenet, "densenet121"), "densenet121_mfd", pretrained, stem, **kwargs)

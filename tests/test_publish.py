@@ -1,0 +1,267 @@
+"""Publishing and loading against a local server that speaks the Hub's protocol, with the unmodified client."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import publish
+import pytest
+from hub_server import HubServer
+
+TOKEN = "hf_secretOwner0123456789"
+SCRIPTS = Path(publish.__file__).parent
+REPO = "org/resnet18_mfd.digits"
+
+PRELUDE = """
+import importlib, json, sys, warnings
+import timm, timm_mfd, torch
+from safetensors.torch import load_file
+from timm_mfd.hub import probe
+from timm_mfd.models import _pretrained, resnet_mfd
+
+def tag(row):
+    "Make a published tag known, as a release of the package would."
+    _pretrained.PRETRAINED.update(eval("{" + row + "}", vars(_pretrained)))
+    warnings.simplefilter("ignore")
+    importlib.reload(resnet_mfd)
+
+def failure(name, create=timm_mfd.create_model, **kwargs):
+    try:
+        create(name, pretrained=True, **kwargs)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+"""
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A run on digits with a moving average, published on a server that the tests then ask."""
+    folder = tmp_path_factory.mktemp("publish")
+    flags = ["--epochs", "1", "--ema-decay", "0.5", "--output-dir", folder / "run"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    call([SCRIPTS / "train.py", *flags], environment)
+    with HubServer(folder / "hub") as server:
+        server.add_user(TOKEN, "alice", ("org",))
+        server.add_user("hf_reader", "bob", (), write=False)
+        output = push(server, folder / "home", folder / "run")
+        yield SimpleNamespace(server=server, folder=folder, run=folder / "run", output=output)
+
+
+def call(command, environment, code=0):
+    result = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment)
+    output = result.stdout + result.stderr
+    assert result.returncode == code, output
+    assert TOKEN not in output
+    return output
+
+
+def push(server, home, run, *flags, token=TOKEN, xet=False, code=0, repo=REPO):
+    command = [SCRIPTS / "publish.py", "--run-dir", run, "--repo-id", repo, "--push", *flags]
+    return call(command, server.environment(home, token, xet), code)
+
+
+def ask(server, home, code, token=None, **more):
+    output = call(["-c", PRELUDE + code], server.environment(home, token, **more))
+    return json.loads(output.splitlines()[-1])
+
+
+def row_of(output):
+    return output.split("_pretrained.py:\n", 1)[1]
+
+
+def test_every_way_of_loading_gives_the_trained_average_bit_for_bit(published, tmp_path):
+    code = f"""
+tag({row_of(published.output)!r})
+trained = timm_mfd.create_model("resnet18_mfd", num_classes=10, stem="cifar")
+state = load_file("{published.run}/checkpoint/state.safetensors")
+def part(prefix):
+    return {{key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}}
+ema, raw = part("state_dict_ema/"), part("state_dict/")
+images = torch.randn(3, 3, 8, 8)
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(images)
+trained.load_state_dict(raw)
+of_raw = logits(trained)
+trained.load_state_dict(ema)
+wanted = logits(trained)
+models = {{
+    "hub": timm_mfd.create_model("hf-hub:{REPO}", pretrained=True),
+    "revision": timm_mfd.create_model("hf-hub:{REPO}@v1.0", pretrained=True),
+    "timm": timm.create_model("hf-hub:{REPO}", pretrained=True),
+    "tag": timm.create_model("resnet18_mfd.digits", pretrained=True),
+    "tag here": timm_mfd.create_model("resnet18_mfd.digits", pretrained=True),
+    "name alone": timm_mfd.create_model("resnet18_mfd", pretrained=True),
+}}
+print(json.dumps({{
+    "equal": [name for name, model in models.items() if torch.equal(logits(model), wanted)],
+    "raw": torch.equal(of_raw, wanted),
+    "pretrained": timm.list_pretrained("*_mfd*"),
+    "listed": timm_mfd.list_models(pretrained=True),
+    "untrained": timm_mfd.create_model("resnet18_mfd").num_classes,
+    "head": timm_mfd.create_model("resnet18_mfd.digits", pretrained=True, num_classes=3)(images).shape[1],
+    "features": len(timm.create_model("resnet18_mfd.digits", pretrained=True, features_only=True)(images)),
+    "stem": failure("resnet18_mfd.digits", stem="small"),
+    "source": models["hub"].pretrained_cfg["hf_hub_id"],
+    "paths": [name for name, model in models.items() if "{tmp_path}" in str(model.pretrained_cfg)],
+}}))
+"""
+    found = ask(published.server, tmp_path / "home", code)
+    assert found["equal"] == ["hub", "revision", "timm", "tag", "tag here", "name alone"]
+    assert not found["raw"]
+    assert found["pretrained"] == found["listed"] == ["resnet18_mfd", "resnet18_mfd.digits"]  # both load
+    assert (found["untrained"], found["head"], found["features"]) == (1000, 3, 5)
+    assert "were trained with stem 'cifar', not 'small'" in found["stem"]
+    assert found["source"] == f"{REPO}@{published.server.repos[REPO].tags['v1.0']}"
+    assert found["paths"] == []
+
+
+def test_large_files_come_from_the_second_origin_without_the_token(published):
+    asked = [request for request in published.server.requests if request.origin == "cdn"]
+    assert {request.method for request in asked} >= {"GET", "PUT"}
+    assert all(request.authorization is None for request in asked)
+    assert any(request.authorization == f"Bearer {TOKEN}" for request in published.server.requests)
+
+
+def test_publishing_again_changes_nothing_and_a_tag_never_moves(published, tmp_path):
+    commits = dict(published.server.repos[REPO].commits)
+    assert "was there already" in push(published.server, tmp_path / "home", published.run)
+    assert published.server.repos[REPO].commits == commits
+    other = shutil.copytree(published.run, tmp_path / "other")
+    summary = json.loads((other / "summary.json").read_text())
+    (other / "summary.json").write_text(json.dumps(summary | {"top1": 12.5}))
+    output = push(published.server, tmp_path / "home", other, code=1)
+    assert "has the tag 'v1.0' on other files (README.md); choose a new --tag" in output
+    assert published.server.repos[REPO].commits == commits
+
+
+def test_what_is_not_as_published_is_refused(published, tmp_path):
+    server, good = published.server, published.run / "publish"
+    config, weights = (good / "config.json").read_bytes(), (good / "model.safetensors").read_bytes()
+    files = {"config.json": config, "model.safetensors": weights}
+    changed = {
+        "architecture": {"architecture": "resnet34_mfd"},
+        "unknown": {"architecture": "evil"},
+        "arguments": {"model_args": {"stem": "cifar", "checkpoint_path": "/etc/passwd"}},
+        "stem": {"model_args": json.loads(config)["model_args"] | {"stem": "small"}},
+        "classes": {"num_classes": 7},
+    }
+    for name, change in changed.items():
+        server.put(f"org/{name}", files | {"config.json": json.dumps(json.loads(config) | change).encode()})
+    server.put("org/flipped", files)
+    server.flip_byte("org/flipped", "model.safetensors")
+    server.put("org/pickled", {"config.json": config, "pytorch_model.bin": b"\x80\x04."})
+    server.put("org/moving", files)
+    server.repos["org/moving"].tags["v1"] = server.repos["org/moving"].branches["main"]
+    server.put("org/private", files, private=True)
+    wrong = row_of(published.output).replace("digits", "wrong", 1)
+    sha256 = wrong.split('sha256="')[1][:64]
+    code = f"""
+tag({wrong.replace(sha256, "0" * 64)!r})
+names = {[*changed, "flipped", "pickled", "private", "none"]!r}
+found = {{name: failure(f"hf-hub:org/{{name}}") for name in names}}
+for name in ("flipped", "stem", "classes"):
+    found[f"timm {{name}}"] = failure(f"hf-hub:org/{{name}}", timm.create_model)
+found["traversal"] = failure("hf-hub:../../etc")
+found["revision"] = failure("hf-hub:org/stem@../x")
+found["tag"] = failure("resnet18_mfd.wrong", timm.create_model)
+timm_mfd.create_model("hf-hub:org/moving@v1", pretrained=True)
+print(json.dumps(found))
+"""
+    found = ask(server, tmp_path / "home", code)
+    for name, message in {
+        "architecture": 'architecture is "resnet34_mfd", was "resnet18_mfd"',
+        "unknown": "names an unknown architecture: 'evil'",
+        "arguments": "has the argument checkpoint_path='/etc/passwd', which a saved model may not set",
+        "stem": "is not the configuration that the weights were saved with: model_args is",
+        "classes": "contradicts itself: num_classes is 7, model_args.num_classes is 10",
+        "flipped": "is not what was published: its sha256 is",
+        "pickled": "has no model.safetensors; other formats are not loaded",
+        "private": "the Hub has no model 'org/private' that you may see",
+        "none": "the Hub has no model 'org/none' that you may see",
+        "timm flipped": "is not what was published",
+        "timm stem": "is not the configuration that the weights were saved with",
+        "timm classes": "contradicts itself",
+        "traversal": "is not a name that the Hub accepts",
+        "revision": "is not a model of the Hub",
+        "tag": f"expected {'0' * 64}; nothing was loaded",
+    }.items():
+        assert found[name] is not None, name
+        assert found[name].startswith("ValueError: "), (name, found[name])
+        assert message in found[name], (name, found[name])
+    server.put("org/moving", {"more": b"x"})
+    server.repos["org/moving"].tags["v1"] = server.repos["org/moving"].branches["main"]
+    code = "print(json.dumps([failure('hf-hub:org/moving@v1'), failure('hf-hub:org/private')]))"
+    moved, refused = ask(server, tmp_path / "home", code, token="hf_wrong")
+    assert "the Hub refused the token (401)" in moved
+    assert "the Hub refused the token (401)" in refused
+    assert "the tag 'v1' of 'org/moving' moved" in ask(server, tmp_path / "home", code)[0]
+
+
+def test_without_a_network_the_cache_answers_and_an_empty_one_says_so_at_once(published, tmp_path):
+    other = HubServer(tmp_path / "hub")
+    with other:
+        environment = other.environment(tmp_path / "home")
+        files = {name: (published.run / "publish" / name).read_bytes() for name in ("config.json", "model.safetensors")}
+        commit = other.put("org/model", files)
+        code = PRELUDE + "print(probe(timm_mfd.create_model('hf-hub:org/model', pretrained=True)).sum().item())"
+        online = call(["-c", code], environment).splitlines()[-1]
+    assert call(["-c", code], environment).splitlines()[-1] == online
+    assert call(["-c", code], environment | {"HF_HUB_OFFLINE": "1"}).splitlines()[-1] == online
+    pinned = code.replace("org/model", f"org/model@{commit}")
+    assert call(["-c", pinned], environment).splitlines()[-1] == online
+    empty = environment | {"HF_HOME": str(tmp_path / "empty")}
+    code = "import time; began = time.time(); print(failure('hf-hub:org/model')); print(time.time() - began)"
+    message, seconds = call(["-c", PRELUDE + code], empty).splitlines()[-2:]
+    assert "ConnectionError: the Hub cannot be reached, and the cache does not hold 'org/model'" in message
+    assert float(seconds) < 15
+
+
+def test_a_private_model_is_published_by_xet_and_loaded_with_a_token_only(published, tmp_path):
+    push(published.server, tmp_path / "home", published.run, "--private", xet=True, repo="org/secret")
+    assert published.server.repos["org/secret"].private
+    code = "print(json.dumps(failure('hf-hub:org/secret')))"
+    assert ask(published.server, tmp_path / "reader", code, token=TOKEN) is None
+    assert "that you may see" in ask(published.server, tmp_path / "nobody", code)
+
+
+def test_a_cut_or_raced_upload_is_refused_and_can_be_run_again(published, tmp_path):
+    server = published.server
+    server.fail_next("POST", "/api/models/org/cut/commit", status=500)
+    assert "the Hub failed (500)" in push(server, tmp_path / "home", published.run, code=1, repo="org/cut")
+    assert server.repos["org/cut"].tags == {}
+    assert "published: org/cut" in push(server, tmp_path / "home", published.run, repo="org/cut")
+    server.before("POST", "/api/models/org/raced/commit", lambda: server.put("org/raced", {"other.txt": b"x"}))
+    assert "changed by somebody else meanwhile" in push(
+        server, tmp_path / "home", published.run, code=1, repo="org/raced"
+    )
+    assert "that may write" in push(
+        server, tmp_path / "home", published.run, code=1, repo="org/mine", token="hf_reader"
+    )
+
+
+def test_without_push_nothing_is_sent(published, tmp_path):
+    before = len(published.server.requests)
+    command = [SCRIPTS / "publish.py", "--run-dir", published.run, "--repo-id", REPO]
+    output = call(command, published.server.environment(tmp_path, TOKEN))
+    assert "nothing was sent" in output
+    assert "model.safetensors" in output
+    assert len(published.server.requests) == before
+    command[2] = tmp_path
+    assert "is not a finished run" in call(command, published.server.environment(tmp_path), code=1)
+
+
+def test_evaluate_repeats_the_accuracy_of_the_run(published, tmp_path):
+    top1 = json.loads((published.run / "summary.json").read_text())["top1"]
+    environment = published.server.environment(tmp_path / "home")
+    command = [SCRIPTS / "evaluate.py", "--model", f"hf-hub:{REPO}", "--dataset", "digits", "--json", tmp_path / "a"]
+    assert f"| {top1:.2f} |" in call(command, environment)
+    assert json.loads((tmp_path / "a").read_text())["top1"] == top1
+    began = time.time()
+    assert "exists; nothing was changed" in call(command, environment, code=1)
+    assert time.time() - began < 60

@@ -1,0 +1,289 @@
+"""Model cards: rendered from one template, and checked offline as strictly as the Hub would or more."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from .arguments import FREE, Args
+
+# In a source checkout the template lies in `model_cards/`; in an installed package beside this file.
+_TEMPLATES = (Path(__file__).with_name("model_card.md"), Path(__file__).parents[1] / "model_cards" / "template.md")
+_HUB_DATASETS = {
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "tiny_imagenet": "zh-plus/tiny-imagenet",
+}
+PICTURES = {"curves.png": "Losses and accuracy over the epochs", "redundancy.png": "Similar feature maps of one image"}
+_PAPER = "multi-stage feature decorrelation (MFD, https://arxiv.org/abs/2308.12880)"
+
+
+def render_card(
+    config: Mapping[str, Any],
+    sha256: str,
+    run: Mapping[str, Any] | None = None,
+    *,
+    repo_id: str | None = None,
+    license: str = "apache-2.0",
+    comparison: Mapping[str, str] | None = None,
+    pictures: tuple[str, ...] = (),
+) -> str:
+    """Write the card of a saved model.
+
+    Args:
+        config: Content of its `config.json`.
+        sha256: Of its weights.
+        run: How it was trained: `args` and `summary` as a run folder has them, and the time in `seconds`.
+        repo_id: Where it will be published.
+        license: Licence of the weights, by the Hub's name.
+        comparison: Accuracies over several runs in words: `ours`, `baseline`, `difference`, `paper`, `paper_baseline`,
+            `paper_difference`.
+        pictures: Which of `PICTURES` lie beside it.
+
+    Returns:
+        Markdown with the Hub's metadata in front; `check_card` accepts it.
+    """
+    args, summary = (run or {}).get("args", {}), (run or {}).get("summary", {})
+    architecture, name = config["architecture"], repo_id or config["architecture"]
+    mfd_weight = args.get("mfd_weight")
+    dataset = args.get("dataset", "")
+    hub_dataset = _HUB_DATASETS.get(dataset) or _hub_name(dataset)
+    results = None
+    if run:
+        measured = EvalResult(
+            task_type="image-classification",
+            dataset_type=hub_dataset or dataset,
+            dataset_name=dataset,
+            dataset_split=summary["split"],
+            metric_type="accuracy",
+            metric_name="top-1 accuracy (%)",
+            metric_value=round(float(summary["top1"]), 4),
+        )
+        results = [measured]
+    data = ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        license=license,
+        datasets=[hub_dataset] if hub_dataset else None,
+        metrics=["accuracy"] if run else None,
+        tags=["image-classification", "timm", "timm_mfd", *(["mfd"] if mfd_weight else [])],
+        model_name=name if results else None,
+        eval_results=results,
+    )
+    correlation = summary.get("mean_abs_correlation", {})
+    environment = args.get("environment", {})
+    size = config["pretrained_cfg"]["input_size"]
+    return _template().render(
+        front_matter=data.to_yaml().strip(),
+        title=name,
+        claim=_claim(config, args, summary),
+        source=f"hf-hub:{repo_id}" if repo_id else "local-dir:FOLDER",
+        input_size=size,
+        num_classes=config["num_classes"],
+        run=run,
+        args=args,
+        summary=summary,
+        dataset=dataset,
+        comparison=comparison,
+        pictures=[{"file": file, "text": PICTURES[file]} for file in pictures],
+        correlation_images=min(1000, summary.get("count", 0)),
+        before=[f"{r:.3f}" for r in correlation.get("before", [])],
+        after=[f"{r:.3f}" for r in correlation.get("after", [])],
+        noise=[f"{math.sqrt(r2):.3f}" for r2 in summary.get("noise_floor", [])],
+        command=_command(args) if run else "",
+        training={
+            "architecture": architecture
+            + (f", {config['model_args']['stem']} stem" if "stem" in config.get("model_args", {}) else ""),
+            "recipe": args.get("recipe") or "none of the paper's",
+            "criterion, MFD weight": f"{args.get('criterion')}, {mfd_weight:g}" if run else "",
+            "seed": args.get("seed"),
+            "hardware": summary.get("device"),
+            "wall-clock": _duration((run or {}).get("seconds", summary.get("seconds", 0))),
+            "code": _code(environment),
+            "packages": ", ".join(f"{k} {v}" for k, v in environment.get("packages", {}).items() if v),
+            "sha256 of images and classes": f"`{summary.get('data')}`",
+        },
+        warnings=[str(warning).rstrip(".") for warning in summary.get("warnings", [])],
+        sha256=sha256,
+    )
+
+
+def check_card(text: str, folder: Path | None = None) -> None:
+    """Refuse a card that the Hub would refuse, show wrongly or not find; needs no network.
+
+    Args:
+        text: The card.
+        folder: Where the pictures lie that it shows.
+
+    Raises:
+        ValueError: Naming the first fault.
+    """
+    match = re.match(r"\A---\n(.*?)\n---\n(.*)\Z", text, re.DOTALL)
+    if match is None:
+        raise ValueError("the card has no metadata between two lines of ---")
+    try:
+        data = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        raise ValueError(f"the card's metadata is not plain YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ValueError("the card's metadata is not a mapping")
+    for key, value in data.items():
+        if key not in _KEYS:
+            raise ValueError(f"the card's metadata has the unknown key {key!r}")
+        if not _KEYS[key](value):
+            raise ValueError(f"the card's metadata has {key}: {value!r}, which is not of the kind that the Hub reads")
+    for key, wanted in {"library_name": "timm", "pipeline_tag": "image-classification"}.items():
+        if data.get(key) != wanted:
+            raise ValueError(f"the card's metadata must have {key}: {wanted}, not {data.get(key)!r}")
+    if "license" not in data:
+        raise ValueError("the card's metadata names no license")
+    if data["license"] == "other" and not {"license_name", "license_link"} <= data.keys():
+        raise ValueError("license: other needs license_name and license_link")
+    if "timm_mfd" not in data.get("tags", []):
+        raise ValueError("the card's tags lack timm_mfd")
+    body = match[2]
+    for left in ("[More Information Needed]", "{{", "{%", "!!python"):
+        if left in text:
+            raise ValueError(f"the card still holds {left}")
+    if not re.search(r"^# \S", body, re.MULTILINE):
+        raise ValueError("the card has no title")
+    if not -1 < body.find("import timm_mfd") < body.find("create_model"):
+        raise ValueError("the card does not import timm_mfd before it creates the model")
+    for link in re.findall(r"!\[[^]]*\]\(([^)\s]+)\)", body):
+        if not link.startswith("https://") and (folder is None or not (folder / link).is_file()):
+            raise ValueError(f"the card shows {link}, which is not beside it")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"([\w.-]+/)?[\w.-]+", value) is not None
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_id, value))
+
+
+def _is_index(value: Any) -> bool:
+    """Whether it is a model-index: named models with results, each with a task, a data set and finite numbers."""
+    try:
+        return bool(value) and all(
+            _is_text(model["name"])
+            and bool(model["results"])
+            and all(
+                _is_text(result["task"]["type"])
+                and _is_id(result["dataset"]["type"])
+                and _is_text(result["dataset"]["name"])
+                and bool(result["metrics"])
+                and all(
+                    _is_text(metric["type"])
+                    and isinstance(metric["value"], int | float)
+                    and not isinstance(metric["value"], bool)
+                    and math.isfinite(metric["value"])
+                    for metric in result["metrics"]
+                )
+                for result in model["results"]
+            )
+            for model in value
+        )
+    except (TypeError, KeyError):
+        return False
+
+
+# The Hub's names of licences that fit weights or data.
+_LICENSES = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause
+bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0
+cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
+cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0
+eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl
+openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr unknown other
+"""
+LICENSES = frozenset(_LICENSES.split())
+_KEYS = {
+    "library_name": _is_text,
+    "pipeline_tag": _is_text,
+    "license": lambda value: value in LICENSES,
+    "license_name": _is_text,
+    "license_link": _is_text,
+    "datasets": _are_ids,
+    "metrics": _are_texts,
+    "tags": _are_texts,
+    "base_model": lambda value: _is_id(value) or _are_ids(value),
+    "base_model_relation": lambda value: value in ("finetune", "quantized", "adapter", "merge"),
+    "language": lambda value: _is_text(value) or _are_texts(value),
+    "thumbnail": _is_text,
+    "model-index": _is_index,
+}
+
+
+def _template() -> jinja2.Template:
+    path = next(path for path in _TEMPLATES if path.is_file())
+    return jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    ).from_string(path.read_text(encoding="utf-8"))
+
+
+def _claim(config: Mapping[str, Any], args: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    if not args:
+        return f"A timm image classifier of {config['num_classes']} classes."
+    weight = args["mfd_weight"]
+    method = f"with {_PAPER} of weight {weight:g}" if weight else f"without {_PAPER}: a baseline"
+    return (
+        f"{config['architecture']} for the {config['num_classes']} classes of {args['dataset']}, trained {method}: "
+        f"{summary['top1']:.2f} % top-1 on {summary['count']:,} held-out images."
+    )
+
+
+def _command(args: Mapping[str, Any]) -> str:
+    """Return the command that trains such a model, without what concerns one machine only."""
+    words = ["accelerate launch train_scripts/train.py"]
+    recipe = args.get("recipe")
+    if recipe:
+        words += [f"--recipe {recipe}", f"--seed {args['seed']}"]
+    for field in fields(Args):
+        default = None if field.default is MISSING else field.default
+        value = args.get(field.name, default)
+        if recipe or field.name in FREE or value in (default, None) or value == "auto":
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words.append(f"--{flag} " + (" ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+    if args.get("data_dir"):
+        words.append("--data-dir DIR")
+    return " ".join(words)
+
+
+def _hub_name(dataset: str) -> str | None:
+    name = dataset.removeprefix("hfds/")
+    return name if name != dataset and _is_id(name) and not name.startswith(".") else None
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+
+
+def _code(environment: Mapping[str, Any]) -> str:
+    commit = environment.get("git_commit")
+    version = environment.get("packages", {}).get("timm_mfd")
+    modified = ", with changes that were not committed" if environment.get("git_modified") else ""
+    return f"timm_mfd {version}" + (f", commit `{commit}`{modified}" if commit else "")

@@ -1,0 +1,149 @@
+"""Saved models, in a folder or in a package: everything that is checked before their weights are used."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from timm.models import PretrainedCfg, is_model
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+# The arguments by which a saved configuration may choose the network; others could do more than that.
+ARGUMENTS = frozenset(("num_classes", "in_chans", "global_pool", "img_size", "stem", "output_stride", "patch_size"))
+_SOURCES = frozenset(("url", "file", "state_dict", "hf_hub_id", "source"))
+_PREPROCESSING = frozenset(field.name for field in fields(PretrainedCfg)) - _SOURCES
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a configuration decides the answers of a model; its weights carry a copy."""
+    keys = ("architecture", "num_classes", "model_args", "pretrained_cfg", "label_names")
+    return json.loads(json.dumps({key: config[key] for key in keys if key in config}))
+
+
+def check_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of a saved model, and refuse one that asks for more than a classifier of timm.
+
+    Args:
+        folder: Where `config.json` lies.
+
+    Raises:
+        ValueError: If it is missing or damaged, names an unknown architecture or argument, or contradicts itself.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"no saved model in {str(folder)!r}: {CONFIG} missing")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(key, {}), dict) for key in ("model_args", "pretrained_cfg", "timm_mfd")
+    ):
+        raise ValueError(f"{str(path)!r} is not a model configuration")
+    if not is_model(str(config.get("architecture"))):
+        raise ValueError(f"{str(path)!r} names an unknown architecture: {config.get('architecture')!r}")
+    arguments, preprocessing = config.get("model_args", {}), config.get("pretrained_cfg", {})
+    for name, value in arguments.items():
+        if name not in ARGUMENTS or not _is_plain(value):
+            raise ValueError(
+                f"{str(path)!r} has the argument {name}={value!r}, which a saved model may not set; "
+                f"it may set {', '.join(sorted(ARGUMENTS))}"
+            )
+    if unknown := sorted(preprocessing.keys() - _PREPROCESSING):
+        raise ValueError(f"{str(path)!r} has an entry in pretrained_cfg that a saved model may not set: {unknown[0]}")
+    places = {
+        "num_classes": config.get("num_classes"),
+        "model_args.num_classes": arguments.get("num_classes"),
+        "pretrained_cfg.num_classes": preprocessing.get("num_classes"),
+    }
+    said = {place: number for place, number in places.items() if number is not None}
+    if len(set(said.values())) > 1:
+        raise ValueError(f"{str(path)!r} contradicts itself: {', '.join(f'{k} is {v!r}' for k, v in said.items())}")
+    return config
+
+
+def check_weights(path: Path, config: Mapping[str, Any], sha256: str | None = None) -> Path:
+    """Refuse weights that are not the ones that were saved, or not those of their configuration.
+
+    Args:
+        path: A safetensors file.
+        config: What `check_config` returned.
+        sha256: What the file must be; also checked against the configuration where that names one.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    if not path.is_file():
+        raise ValueError(f"no saved model in {str(path.parent)!r}: {path.name} missing; other formats are not loaded")
+    for expected in (sha256, config.get("timm_mfd", {}).get("sha256")):
+        check_sha256(path, expected)
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            metadata = tensors.metadata() or {}
+            shapes = {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
+            saved_with = json.loads(metadata.get("timm_mfd", "null"))
+    except (SafetensorError, ValueError):
+        raise ValueError(f"{str(path)!r} is damaged: it is not a safetensors file") from None
+    now = identity(config)
+    if saved_with is not None and saved_with != now:
+        key = next(key for key in (*saved_with, *now) if saved_with.get(key) != now.get(key))
+        raise ValueError(
+            f"{str(path.with_name(CONFIG))!r} is not the configuration that the weights were saved with: "
+            f"{key} is {_short(now.get(key))}, was {_short(saved_with.get(key))}"
+        )
+    classes = config.get("num_classes")
+    for layer in _names(config.get("pretrained_cfg", {}).get("classifier")):
+        shape = shapes.get(f"{layer}.weight")
+        if classes is not None and shape is not None and shape[0] != classes:
+            raise ValueError(f"{str(path)!r} has a classifier of {shape[0]} classes, its configuration says {classes}")
+    return path
+
+
+def check_sha256(path: Path, expected: str | None) -> None:
+    """Refuse a file with another sha256.
+
+    Raises:
+        ValueError: Naming both.
+    """
+    if expected is not None and (found := sha256_of(path)) != expected:
+        raise ValueError(
+            f"{str(path)!r} is not what was published: its sha256 is {found}, expected {expected}; nothing was loaded, "
+            "delete the file and get it again"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file."""
+    stat = path.stat()
+    return _sha256(path.resolve(), stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=16)  # one load asks several times
+def _sha256(path: Path, mtime: int, size: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, int) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,117 @@
+"""Measure the accuracy of a saved, published or pretrained model on the held-out images of a data set.
+
+python train_scripts/evaluate.py --model local-dir:runs/NAME/model --dataset digits
+
+python train_scripts/evaluate.py --model hf-hub:ORG/NAME@v1.0 --dataset tiny_imagenet --data-dir DIR --json top1.json
+"""
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from timm_mfd import create_model
+from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, load_dataset, place
+from timm_mfd.evaluation import evaluate
+from timm_mfd.launch import one_line_errors, prepare_cpu
+
+
+@dataclass(frozen=True)
+class Args:
+    """Arguments of an evaluation."""
+
+    model: str
+    """A name with pretrained weights, local-dir:FOLDER or hf-hub:ORG/NAME[@REVISION]."""
+    dataset: str
+    """As for train.py."""
+    data_dir: str | None = None
+    """Where the data set lies; digits needs none."""
+    image_size: int | None = None
+    """For folder and hfds/NAME: resize all images to this side. Default: as they are."""
+    batch_size: int = 256
+    """Images at a time; it does not change the counts."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Arithmetic of the network."""
+    workers: int = 2
+    """Decoding processes, for images in files."""
+    cache_dir: str | None = None
+    """Where decoded images are kept. Default: ~/.cache/timm_mfd."""
+    json: Path | None = None
+    """Also write the numbers to this new file."""
+
+
+def main(args: Args) -> None:
+    """Load, check that model and data speak of the same classes, count."""
+    with one_line_errors(ValueError, OSError, ImageDecodeError):
+        if args.json and args.json.exists():
+            raise FileExistsError(f"--json {args.json} exists; nothing was changed, choose a new file")
+        if args.batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, not {args.batch_size}")
+        data = load_dataset(args.dataset, args.data_dir, args.image_size)
+        model = create_model(args.model, pretrained=True)
+        data = as_trained(data, model, args.model)
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        if device.type == "cpu":
+            prepare_cpu()
+        identity = data.identity()
+        data = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir)
+        loader = EvalLoader(data, args.batch_size, device=device, workers=args.workers)
+        model = model.to(device, memory_format=torch.channels_last)
+        bf16 = partial(torch.autocast, device.type, torch.bfloat16)
+        autocast = bf16 if args.mixed_precision == "bf16" else nullcontext
+        batches = tqdm(loader, unit="batch", disable=None, leave=False)
+        accuracy = evaluate(model, batches, data.num_classes, autocast)
+        numbers = {
+            "model": args.model,
+            "dataset": data.name,
+            "split": data.test_split,
+            "top1": accuracy.top1,
+            "top5": accuracy.top5,
+            "count": accuracy.images,
+            "image_size": list(data.image_size),
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "data": identity,
+            "precision": args.mixed_precision,
+            "device": device.type,
+        }
+        print("| model | data | top-1 % | top-5 % | images |\n|---|---|---|---|---|")
+        print(
+            f"| {args.model} | {data.name} {data.test_split} | {accuracy.top1:.2f} | {accuracy.top5:.2f} "
+            f"| {accuracy.images:,} |"
+        )
+        if args.json:
+            args.json.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+def as_trained(data: ImageData, model: torch.nn.Module, name: str) -> ImageData:
+    """Give the data the model's own preprocessing; refuse data of other classes than the model's.
+
+    Args:
+        data: The data set, with the preprocessing that a training on it would use.
+        model: The loaded model.
+        name: What it is called in messages.
+    """
+    cfg = model.pretrained_cfg
+    if model.num_classes != data.num_classes:
+        raise ValueError(f"{name} has {model.num_classes} classes, {data.name} has {data.num_classes}")
+    labels = cfg.get("label_names")
+    if labels and tuple(labels) != tuple(data.class_names):
+        ours, theirs = next(pair for pair in zip(labels, data.class_names, strict=True) if pair[0] != pair[1])
+        raise ValueError(
+            f"{name} calls a class {ours!r} that {data.name} calls {theirs!r}: other data, or another order"
+        )
+    if cfg.get("fixed_input_size") and tuple(cfg["input_size"][1:]) != data.image_size:
+        raise ValueError(f"{name} needs images of {cfg['input_size'][1:]}, {data.name} has {data.image_size}")
+    return replace(data, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,168 @@
+"""Publish the model of a finished run on the Hugging Face Hub; without --push, show what would be published.
+
+python train_scripts/publish.py --run-dir runs/NAME --repo-id ORG/NAME
+
+HF_TOKEN=... python train_scripts/publish.py --run-dir runs/NAME --repo-id ORG/NAME --push
+
+The token comes from HF_TOKEN or `hf auth login`, never from the command line.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import tyro
+from safetensors.torch import load_file
+
+from timm_mfd import create_model, push_to_hub, recipes, report, results
+from timm_mfd.hub import FILES, Published, check_folder, probe
+from timm_mfd.launch import one_line_errors
+from timm_mfd.model_card import LICENSES, PICTURES, render_card
+from timm_mfd.models._saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, sha256_of
+from timm_mfd.run_dir import replace_folder
+
+
+@dataclass(frozen=True)
+class Args:
+    """Arguments of a publication."""
+
+    run_dir: Path
+    """The folder of a finished run of train.py."""
+    repo_id: str
+    """ORG/NAME on the Hub, such as me/resnet50_mfd.cifar100."""
+    push: bool = False
+    """Really publish. Without it nothing leaves this machine."""
+    private: bool = False
+    """Make the repository private."""
+    tag: str = "v1.0"
+    """Name for the published commit; an existing one is never moved."""
+    license: str = "apache-2.0"
+    """Licence of the weights, by the Hub's name."""
+    results: Path = Path("results")
+    """Results of reproduce.py, for the comparison with the baseline and the paper, if there are any."""
+
+
+def main(args: Args) -> None:
+    """Build the folder, prove that it loads, and publish it if asked to."""
+    with one_line_errors(ValueError, OSError):
+        folder = build(args)
+        check_folder(folder)
+        prove(folder)
+        print(f"{folder} would be published as {args.repo_id} ({'private' if args.private else 'public'}):\n")
+        for name in FILES:
+            if (folder / name).is_file():
+                print(f"  {name:<18} {(folder / name).stat().st_size:>12,} bytes  sha256 {sha256_of(folder / name)}")
+        print("\nthe card is in order; timm and timm_mfd load the folder, and answer bit for bit as the run's weights")
+        if not args.push:
+            print("nothing was sent; add --push to publish")
+            return
+        published = push_to_hub(folder, args.repo_id, private=args.private, tag=args.tag)
+    print(f"\n{'published' if published.changed else 'was there already'}: {args.repo_id} at {published.commit}")
+    print(f"tagged {published.tag}; read back from the Hub, it answers bit for bit as the folder\n")
+    print("for timm_mfd/models/_pretrained.py:\n")
+    print(table_row(published, check_config(folder)))
+
+
+def build(args: Args) -> Path:
+    """Copy the run's model into `RUN/publish/`, with its pictures and the card for this repository."""
+    run, model = args.run_dir, args.run_dir / "model"
+    if not (run / "summary.json").is_file():
+        raise ValueError(f"--run-dir {run} is not a finished run: summary.json is missing")
+    if args.license not in LICENSES:
+        raise ValueError(f"--license {args.license} is none of the Hub's: {', '.join(sorted(LICENSES))}")
+    config = check_config(model)
+    check_weights(model / WEIGHTS, config)
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    described: dict[str, Any] = {
+        "args": json.loads((run / "args.json").read_text()),
+        "summary": json.loads((run / "summary.json").read_text()),
+        "seconds": sum(line["seconds"] for line in metrics),  # also of a run that was interrupted
+    }
+    new = run / "publish.partial"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    for name in (WEIGHTS, CONFIG):
+        shutil.copyfile(model / name, new / name)
+    pictures = tuple(name for name in PICTURES if (run / name).is_file())
+    for name in pictures:
+        shutil.copyfile(run / name, new / name)
+    card = render_card(
+        config,
+        sha256_of(new / WEIGHTS),
+        described,
+        repo_id=args.repo_id,
+        license=args.license,
+        comparison=compare(described["args"].get("recipe"), args.results),
+        pictures=pictures,
+    )
+    (new / CARD).write_text(card, encoding="utf-8")
+    replace_folder(new, run / "publish")
+    return run / "publish"
+
+
+def compare(recipe_name: str | None, folder: Path) -> dict[str, str] | None:
+    """Say how runs of a recipe compare with those of its baseline, and with the paper; None without any."""
+    if recipe_name is None or not folder.is_dir():
+        return None
+    recipe, protocol = recipes.find(recipe_name)
+    ran = [result for result in results.read_all(folder) if result.protocol == protocol]
+    for table in recipes.TABLES:
+        for row in report.rows_of(table, ran):
+            if recipe in (row.recipe, row.baseline) and row.ours and row.ours_baseline:
+                paper = [str(value or "not given") for value in (row.recipe.accuracy, row.baseline.accuracy)]
+                difference = row.paper_difference
+                return {
+                    "ours": str(row.ours),
+                    "baseline": str(row.ours_baseline),
+                    "difference": str(row.difference or "no pairs"),
+                    "paper": f"{paper[0]} (protocol here: {protocol})",
+                    "paper_baseline": paper[1],
+                    "paper_difference": "" if difference is None else f"{difference:+.2f}",
+                }
+    return None
+
+
+def prove(folder: Path) -> None:
+    """Load the folder in three ways; each must answer bit for bit as the weights, put into the network by hand."""
+    config = check_config(folder)
+    arguments = {"num_classes": config["num_classes"], **config.get("model_args", {})}
+    by_hand = create_model(config["architecture"], **arguments)
+    by_hand.load_state_dict(load_file(folder / WEIGHTS))
+    wanted = probe_like(by_hand, config)
+    source = f"local-dir:{folder}"
+    for name, loaded in (
+        ("timm_mfd.create_model", create_model(source, pretrained=True)),
+        ("timm.create_model", timm.create_model(source, pretrained=True)),
+    ):
+        if not torch.equal(probe_like(loaded, config), wanted):
+            raise ValueError(f"{folder} loaded by {name} does not answer as its own weights")
+
+
+def probe_like(model: torch.nn.Module, config: dict[str, Any]) -> torch.Tensor:
+    """Return logits for the images that fit a configuration."""
+    model.pretrained_cfg["input_size"] = tuple(config["pretrained_cfg"]["input_size"])
+    return probe(model)
+
+
+def table_row(published: Published, config: dict[str, Any]) -> str:
+    """Return the line that makes the published weights a pretrained tag of the package."""
+    cfg = config["pretrained_cfg"]
+    keys = ("input_size", "mean", "std", "crop_pct", "interpolation")
+    preprocessing = {key: tuple(cfg[key]) if isinstance(cfg[key], list) else cfg[key] for key in keys}
+    arguments = {"stem": config["model_args"].get("stem"), "num_classes": config["num_classes"]}
+    tag = published.repo_id.split("/")[1].partition(".")[2] or "TAG"
+    return (
+        f'    "{config["architecture"]}.{tag}": Pretrained(\n        arguments={arguments},\n'
+        f"        preprocessing={preprocessing},\n"
+        f'        repo="{published.repo_id}",\n        commit="{published.commit}",\n'
+        f'        sha256="{published.sha256}",\n    ),'
+    )
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(Args, description=__doc__))
