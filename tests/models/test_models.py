@@ -181,7 +181,7 @@ def test_wrong_names_are_named_with_a_remedy(name, kwargs, message):
 
 @pytest.mark.parametrize(
     ("files", "message"),
-    [({}, "config.json and model.safetensors missing"), ({"config.json": "{}"}, "model.safetensors missing"),
+    [({}, "config.json missing"), ({"config.json": '{"architecture": "resnet18"}'}, "model.safetensors missing"),
      ({"config.json": "{", "model.safetensors": ""}, "config.json' is not a model configuration"),
      ({"config.json": '{"architecture": "no_net"}', "model.safetensors": ""}, "unknown architecture: 'no_net'")],
 )  # fmt: skip
@@ -194,7 +194,7 @@ def test_a_damaged_export_folder_is_named(tmp_path, files, message):
 
 @pytest.mark.parametrize(
     ("name", "size", "stem", "expected"),
-    [("resnet50_mfd", (32, 32), None, {"stem": "cifar"}), ("resnet50_mfd.tag", (64, 64), None, {"stem": "small"}),
+    [("resnet50_mfd", (32, 32), None, {"stem": "cifar"}), ("resnet50_mfd.tag", (64, 64), None, {}),
      ("resnet50_mfd", (32, 32), "small", {"stem": "small"}), ("resnet50", (32, 32), None, {}),
      ("vit_tiny_patch16_224", (64, 64), None, {"img_size": (64, 64)}), ("local-dir:/x", (64, 64), None, {})],
 )  # fmt: skip
