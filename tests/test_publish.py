@@ -190,7 +190,7 @@ print(json.dumps(found))
         "timm flipped": "is not what was published",
         "timm stem": "is not the configuration that the weights were saved with",
         "timm classes": "contradicts itself",
-        "traversal": "is not a name that the Hub accepts",
+        "traversal": "is not a model of the Hub",
         "revision": "is not a model of the Hub",
         "tag": f"expected {'0' * 64}; nothing was loaded",
     }.items():
