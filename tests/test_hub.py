@@ -19,7 +19,7 @@ RUN = {
     "summary": {
         "top1": 97.5, "top5": 99.0, "count": 360, "split": "test", "stages": [0, 1], "noise_floor": [0.01, 0.04],
         "mean_abs_correlation": {"before": [0.3, 0.2], "after": [0.1, 0.2]}, "device": "cpu", "warnings": [],
-        "data": "0",
+        "data": "0", "seconds": 1,
     },
 }  # fmt: skip
 BASELINE = RUN | {"args": RUN["args"] | {"mfd_weight": 0.0}}
@@ -58,6 +58,12 @@ def test_wrappers_are_undone_and_the_model_is_left_alone(tmp_path):
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
     assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_same_model_is_the_same_file_every_time(tmp_path):
+    model = timm_mfd.create_model("resnet18_mfd", num_classes=6)
+    folders = [timm_mfd.save_pretrained(model, tmp_path / str(i), label_names=NAMES) for i in range(6)]
+    assert len({(folder / "model.safetensors").read_bytes() for folder in folders}) == 1
 
 
 def test_card_states_the_result_as_metadata(tmp_path):

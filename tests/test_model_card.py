@@ -1,10 +1,11 @@
 """Cards: what the template writes is accepted, and each fault is found without a network."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
 
+from timm_mfd import recipes
 from timm_mfd.arguments import Args
 from timm_mfd.model_card import check_card, render_card
 
@@ -46,6 +47,14 @@ def test_a_card_says_what_was_measured_where_and_how():
         assert part in text, part
     assert "/secret" not in text
     assert "hf-hub:org/name" in text
+
+
+def test_the_command_of_a_recipe_names_what_differs_from_it_only():
+    arguments = recipes.RECIPES["resnet50/cifar100/softmax+mfd"].arguments("paper", 2)
+    changed = replace(arguments, recipe="resnet50/cifar100/softmax+mfd", mixed_precision="bf16", data_dir="/secret")
+    run = RUN | {"args": asdict(changed) | {"environment": {}}}
+    wanted = "train.py --recipe resnet50/cifar100/softmax+mfd --seed 2 --mixed-precision bf16 --data-dir DIR\n"
+    assert wanted in render_card(CONFIG, "f" * 64, run)
 
 
 def test_a_card_without_a_run_claims_nothing():

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,17 +212,18 @@ def test_without_a_network_the_cache_answers_and_an_empty_one_says_so_at_once(pu
         environment = other.environment(tmp_path / "home")
         files = {name: (published.run / "publish" / name).read_bytes() for name in ("config.json", "model.safetensors")}
         commit = other.put("org/model", files)
-        code = PRELUDE + "print(probe(timm_mfd.create_model('hf-hub:org/model', pretrained=True)).sum().item())"
+        code = (
+            PRELUDE + "print(probe(timm_mfd.create_model('hf-hub:org/model', pretrained=True), (3, 8, 8)).sum().item())"
+        )
         online = call(["-c", code], environment).splitlines()[-1]
     assert call(["-c", code], environment).splitlines()[-1] == online
     assert call(["-c", code], environment | {"HF_HUB_OFFLINE": "1"}).splitlines()[-1] == online
     pinned = code.replace("org/model", f"org/model@{commit}")
     assert call(["-c", pinned], environment).splitlines()[-1] == online
     empty = environment | {"HF_HOME": str(tmp_path / "empty")}
-    code = "import time; began = time.time(); print(failure('hf-hub:org/model')); print(time.time() - began)"
-    message, seconds = call(["-c", PRELUDE + code], empty).splitlines()[-2:]
-    assert "ConnectionError: the Hub cannot be reached, and the cache does not hold 'org/model'" in message
-    assert float(seconds) < 15
+    output = call(["-c", PRELUDE + "print(failure('hf-hub:org/model'))"], empty)
+    assert "ConnectionError: the Hub cannot be reached, and the cache does not hold 'org/model'" in output
+    assert "Retrying" not in output  # which the client does for half a minute
 
 
 @pytest.mark.slow
@@ -269,6 +269,4 @@ def test_evaluate_repeats_the_accuracy_of_the_run(published, tmp_path):
     command = [SCRIPTS / "evaluate.py", "--model", f"hf-hub:{REPO}", "--dataset", "digits", "--json", tmp_path / "a"]
     assert f"| {top1:.2f} |" in call(command, environment)
     assert json.loads((tmp_path / "a").read_text())["top1"] == top1
-    began = time.time()
     assert "exists; nothing was changed" in call(command, environment, code=1)
-    assert time.time() - began < 60

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
-from timm.models import save_for_hf
+from timm.models._hub import save_config_for_hf  # not among the public names
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from .atomic import replacing
 from .model_card import PICTURES, check_card, render_card
 from .models import create_model
 from .models._download import hub_errors, split_revision
@@ -98,13 +97,12 @@ def save_pretrained(
         "pretrained_cfg": {"tag": "", "hf_hub_filename": WEIGHTS},
         **({"label_names": list(label_names)} if label_names is not None else {}),
     }
-    save_for_hf(copy, str(folder), model_config=model_config, safe_serialization=True, data_config=preprocessing)
-    config = json.loads((folder / CONFIG).read_text())
-    metadata = {"format": "pt", "timm_mfd": json.dumps(identity(config))}
-    with replacing(folder / WEIGHTS) as partial:
-        save_file(copy.state_dict(), partial, metadata)
-    partial_mode = (folder / CONFIG).stat().st_mode & 0o777
-    (folder / WEIGHTS).chmod(partial_mode)  # was for the owner alone
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config_for_hf(copy, folder / CONFIG, model_config=model_config, data_config=preprocessing)
+    config = check_config(folder)
+    # One entry: several would be written in any order, and the same model would have another sha256 every time.
+    save_file(copy.state_dict(), folder / WEIGHTS, {"timm_mfd": json.dumps(identity(config))})
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)  # was for the owner alone
     config["timm_mfd"] = {"sha256": sha256_of(folder / WEIGHTS)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     (folder / CARD).write_text(render_card(config, config["timm_mfd"]["sha256"], run), encoding="utf-8")
@@ -213,32 +211,33 @@ def reload_from_hub(folder: Path, repo_id: str, commit: str) -> None:
     with tempfile.TemporaryDirectory() as cache:
         there = create_model(f"hf-hub:{repo_id}@{commit}", pretrained=True, cache_dir=cache)
     here = create_model(f"local-dir:{folder}", pretrained=True)
-    if not torch.equal(probe(there), probe(here)):
+    size = check_config(folder)["pretrained_cfg"]["input_size"]
+    if not torch.equal(probe(there, size), probe(here, size)):
         raise ValueError(f"{repo_id!r} at {commit} does not answer as {str(folder)!r}; nothing was tagged")
 
 
 @torch.no_grad()
-def probe(model: nn.Module) -> Tensor:
-    """Return a model's logits for two fixed images of its own size: equal for equal weights, on one machine."""
-    generator = torch.Generator().manual_seed(0)
-    cfg: Any = model.pretrained_cfg
-    images = torch.randn(2, *cfg["input_size"], generator=generator)
-    return model.eval()(images)
+def probe(model: nn.Module, size: Sequence[int]) -> Tensor:
+    """Return a model's logits for two fixed images: equal for equal weights, on one machine.
+
+    Args:
+        model: The model; it is put into evaluation mode.
+        size: `(C, H, W)` of the images.
+    """
+    return model.eval()(torch.randn(2, *size, generator=torch.Generator().manual_seed(0)))
 
 
 def _differing(api: HfApi, repo_id: str, commit: str, folder: Path, files: Sequence[str]) -> str:
     """Return which files of a commit are not the folder's, by the Hub's own checksums; empty if none."""
     info = api.model_info(repo_id, revision=commit, files_metadata=True)
     there = {file.rfilename: file for file in info.siblings or ()}
-    different = []
-    for name in files:
-        content = (folder / name).read_bytes()
-        file = there.get(name)
-        if file is None:
-            different.append(name)
-        elif file.lfs is not None:
-            if file.lfs.sha256 != hashlib.sha256(content).hexdigest():
-                different.append(name)
-        elif file.blob_id != hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest():
-            different.append(name)
-    return ", ".join(different)
+    return ", ".join(name for name in files if not _is_same(there.get(name), folder / name))
+
+
+def _is_same(file: Any, path: Path) -> bool:
+    if file is None:
+        return False
+    if file.lfs is not None:
+        return file.lfs.sha256 == sha256_of(path)
+    content = path.read_bytes()  # the Hub names small files as git does
+    return file.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,10 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from . import recipes
 from .arguments import FREE, Args
+from .redundancy import CORRELATION_IMAGES
+from .run_dir import changes
 
 # In a source checkout the template lies in `model_cards/`; in an installed package beside this file.
 _TEMPLATES = (Path(__file__).with_name("model_card.md"), Path(__file__).parents[1] / "model_cards" / "template.md")
@@ -50,7 +53,7 @@ def render_card(
         Markdown with the Hub's metadata in front; `check_card` accepts it.
     """
     args, summary = (run or {}).get("args", {}), (run or {}).get("summary", {})
-    architecture, name = config["architecture"], repo_id or config["architecture"]
+    name = repo_id or config["architecture"]
     mfd_weight = args.get("mfd_weight")
     dataset = args.get("dataset", "")
     hub_dataset = _HUB_DATASETS.get(dataset) or _hub_name(dataset)
@@ -77,7 +80,6 @@ def render_card(
         eval_results=results,
     )
     correlation = summary.get("mean_abs_correlation", {})
-    environment = args.get("environment", {})
     size = config["pretrained_cfg"]["input_size"]
     return _template().render(
         front_matter=data.to_yaml().strip(),
@@ -92,23 +94,12 @@ def render_card(
         dataset=dataset,
         comparison=comparison,
         pictures=[{"file": file, "text": PICTURES[file]} for file in pictures],
-        correlation_images=min(1000, summary.get("count", 0)),
+        correlation_images=min(CORRELATION_IMAGES, summary.get("count", 0)),
         before=[f"{r:.3f}" for r in correlation.get("before", [])],
         after=[f"{r:.3f}" for r in correlation.get("after", [])],
         noise=[f"{math.sqrt(r2):.3f}" for r2 in summary.get("noise_floor", [])],
         command=_command(args) if run else "",
-        training={
-            "architecture": architecture
-            + (f", {config['model_args']['stem']} stem" if "stem" in config.get("model_args", {}) else ""),
-            "recipe": args.get("recipe") or "none of the paper's",
-            "criterion, MFD weight": f"{args.get('criterion')}, {mfd_weight:g}" if run else "",
-            "seed": args.get("seed"),
-            "hardware": summary.get("device"),
-            "wall-clock": _duration((run or {}).get("seconds", summary.get("seconds", 0))),
-            "code": _code(environment),
-            "packages": ", ".join(f"{k} {v}" for k, v in environment.get("packages", {}).items() if v),
-            "sha256 of images and classes": f"`{summary.get('data')}`",
-        },
+        training=_training(config, run) if run else {},
         warnings=[str(warning).rstrip(".") for warning in summary.get("warnings", [])],
         sha256=sha256,
     )
@@ -251,23 +242,36 @@ def _claim(config: Mapping[str, Any], args: Mapping[str, Any], summary: Mapping[
     )
 
 
+def _training(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    args, summary, environment = run["args"], run["summary"], run["args"]["environment"]
+    stem = config.get("model_args", {}).get("stem")
+    return {
+        "architecture": config["architecture"] + (f", {stem} stem" if stem else ""),
+        "recipe": args["recipe"] or "none of the paper's",
+        "criterion, MFD weight": f"{args['criterion']}, {args['mfd_weight']:g}",
+        "seed": args["seed"],
+        "hardware": summary["device"],
+        "wall-clock": _duration(run.get("seconds", summary["seconds"])),
+        "code": _code(environment),
+        "packages": ", ".join(f"{k} {v}" for k, v in environment.get("packages", {}).items() if v),
+        "sha256 of images and classes": f"`{summary['data']}`",
+    }
+
+
 def _command(args: Mapping[str, Any]) -> str:
     """Return the command that trains such a model, without what concerns one machine only."""
-    words = ["accelerate launch train_scripts/train.py"]
-    recipe = args.get("recipe")
-    if recipe:
-        words += [f"--recipe {recipe}", f"--seed {args['seed']}"]
-    for field in fields(Args):
-        default = None if field.default is MISSING else field.default
-        value = args.get(field.name, default)
-        if recipe or field.name in FREE or value in (default, None) or value == "auto":
-            continue
-        flag = field.name.replace("_", "-")
+    words, base = ["accelerate launch train_scripts/train.py"], Args()
+    if args["recipe"]:
+        recipe, protocol = recipes.find(args["recipe"])
+        base = replace(recipe.arguments(protocol), recipe=args["recipe"])
+        words.append(f"--recipe {args['recipe']}")
+    for name in changes(args, asdict(base), FREE):
+        value, flag = args[name], name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
+        elif value is not None:
             words.append(f"--{flag} " + (" ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
-    if args.get("data_dir"):
+    if args["data_dir"]:
         words.append("--data-dir DIR")
     return " ".join(words)
 

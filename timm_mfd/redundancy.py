@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from .stages import forward_stages
 
+CORRELATION_IMAGES = 1000  # held-out images behind the correlations before and after training
+
 
 class ChannelMoments:
     """First and second moments of the channels of one stage, summed over batches in float64.

@@ -33,7 +33,8 @@ class Args:
     data_dir: str | None = None
     """Where the data set lies; digits needs none."""
     image_size: int | None = None
-    """For folder and hfds/NAME: resize all images to this side. Default: as they are."""
+    """For folder and hfds/NAME: resize all images to this side. Default: as they are. Images are taken whole,
+    without the central crop of timm's own evaluation."""
     batch_size: int = 256
     """Images at a time; it does not change the counts."""
     mixed_precision: Literal["no", "bf16"] = "no"

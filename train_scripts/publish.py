@@ -127,25 +127,15 @@ def compare(recipe_name: str | None, folder: Path) -> dict[str, str] | None:
 
 
 def prove(folder: Path) -> None:
-    """Load the folder in three ways; each must answer bit for bit as the weights, put into the network by hand."""
+    """Load the folder in two ways; each must answer bit for bit as the weights, put into the network by hand."""
     config = check_config(folder)
-    arguments = {"num_classes": config["num_classes"], **config.get("model_args", {})}
-    by_hand = create_model(config["architecture"], **arguments)
+    size = config["pretrained_cfg"]["input_size"]
+    by_hand = create_model(config["architecture"], **{"num_classes": config["num_classes"], **config["model_args"]})
     by_hand.load_state_dict(load_file(folder / WEIGHTS))
-    wanted = probe_like(by_hand, config)
-    source = f"local-dir:{folder}"
-    for name, loaded in (
-        ("timm_mfd.create_model", create_model(source, pretrained=True)),
-        ("timm.create_model", timm.create_model(source, pretrained=True)),
-    ):
-        if not torch.equal(probe_like(loaded, config), wanted):
-            raise ValueError(f"{folder} loaded by {name} does not answer as its own weights")
-
-
-def probe_like(model: torch.nn.Module, config: dict[str, Any]) -> torch.Tensor:
-    """Return logits for the images that fit a configuration."""
-    model.pretrained_cfg["input_size"] = tuple(config["pretrained_cfg"]["input_size"])
-    return probe(model)
+    wanted = probe(by_hand, size)
+    for create in (create_model, timm.create_model):
+        if not torch.equal(probe(create(f"local-dir:{folder}", pretrained=True), size), wanted):
+            raise ValueError(f"{folder} loaded by {create.__module__} does not answer as its own weights")
 
 
 def table_row(published: Published, config: dict[str, Any]) -> str:

@@ -44,13 +44,11 @@ from timm_mfd.launch import (
     use_deterministic_kernels,
 )
 from timm_mfd.models import arguments_for
-from timm_mfd.redundancy import mean_abs_correlation
+from timm_mfd.redundancy import CORRELATION_IMAGES, mean_abs_correlation
 from timm_mfd.stages import stage_shapes
 from timm_mfd.sync_batch_norm import synchronise_batch_norm
 from timm_mfd.tables import correlation_table, stage_table
 from timm_mfd.training import Training
-
-CORRELATION_IMAGES = 1000  # held-out images behind the correlations before and after training
 
 
 def main(args: Args) -> None:

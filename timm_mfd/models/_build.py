@@ -50,12 +50,12 @@ def build(
     entry: Pretrained | None = None
     trained_with = (pretrained_model_args or {}).get("stem", "imagenet")
     source: dict[str, Any] = {}
+    if pretrained_cfg is None and wanted:
+        pretrained_cfg = default_tag(name)
     if isinstance(pretrained_cfg, str):
         entry = PRETRAINED.get(f"{name}.{pretrained_cfg}")
         if entry is not None and wanted and not entry.published:
             raise ValueError(unpublished(f"{name}.{pretrained_cfg}", entry))
-    elif pretrained_cfg is None and wanted:
-        entry = default_tag(name)
     elif pretrained_cfg is None:
         # Not the first published tag's, which timm would take: the name alone means the same for ever.
         layers = get_pretrained_cfg(name)
@@ -74,8 +74,6 @@ def build(
         kwargs = {key: value for key, value in entry.arguments.items() if key != "stem"} | kwargs
         if wanted:
             overlay["file"] = str(entry.weights(cache_dir))
-            if pretrained_cfg is None:
-                pretrained_cfg = next(key.partition(".")[2] for key, value in PRETRAINED.items() if value is entry)
     if wanted and (entry or source) and stem not in (None, trained_with):
         raise ValueError(f"the weights of {name} were trained with stem {trained_with!r}, not {stem!r}")
     stem = stem or (trained_with if entry or source else "imagenet")

@@ -83,17 +83,17 @@ PRETRAINED: dict[str, Pretrained] = {
 }
 
 
-def default_tag(arch: str) -> Pretrained:
-    """Return the published weights that an architecture's name alone stands for.
+def default_tag(arch: str) -> str:
+    """Return the tag of the published weights that an architecture's name alone stands for.
 
     Raises:
         ValueError: If none are.
     """
-    tags = {name: entry for name, entry in PRETRAINED.items() if name.partition(".")[0] == arch}
-    for entry in tags.values():
-        if entry.published:
-            return entry
-    raise ValueError(unpublished(arch, next(iter(tags.values()), None)))
+    tags = [name for name in PRETRAINED if name.partition(".")[0] == arch]
+    for name in tags:
+        if PRETRAINED[name].published:
+            return name.partition(".")[2]
+    raise ValueError(unpublished(arch, PRETRAINED[tags[0]] if tags else None))
 
 
 def unpublished(name: str, entry: Pretrained | None) -> str:
