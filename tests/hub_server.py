@@ -259,9 +259,10 @@ class HubServer:
         self._content(blob).write_bytes(data)
         self._xet_hashes.pop(blob.sha256, None)
 
-    def fail_next(self, method: str, path_part: str, status: int = 503, times: int = 1) -> None:
-        """Status 0 closes the connection in the middle of the request's body."""
+    def fail_next(self, method: str, path_part: str, status: int = 503, times: int = 1) -> Rule:
+        """Status 0 closes the connection in the middle of the request's body; `times = 0` of the answer ends it."""
         self._failures.append(Rule(method, path_part, times, status))
+        return self._failures[-1]
 
     def before(self, method: str, path_part: str, action: Callable[[], Any]) -> None:
         self._actions.append(Rule(method, path_part, action=action))

@@ -2,19 +2,33 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import evaluate
 import publish
 import pytest
+import torch
 from hub_server import HubServer
+
+from timm_mfd import create_model, recipes, results, save_pretrained
+from timm_mfd.data import load_dataset
 
 TOKEN = "hf_secretOwner0123456789"
 SCRIPTS = Path(publish.__file__).parent
 REPO = "org/resnet18_mfd.digits"
+
+RESULT = results.Result(
+    recipe="", protocol="paper", seed=0, top1=0.0, top5=99.0, images=10000, split="test",
+    curve={"top1": [10.0, 50.0]}, stages=[0, 1], correlation_before=[0.3, 0.3], correlation_after=[0.1, 0.2],
+    wall_seconds=3600.0, images_per_second=1000.0, device="1 x gpu", arithmetic={"mixed_precision": "bf16"},
+    environment={"git_commit": "0123456789abcdef", "git_modified": False}, data="0", warnings=[],
+)  # fmt: skip
 
 PRELUDE = """
 import importlib, json, sys, warnings
@@ -252,6 +266,42 @@ def test_a_cut_or_raced_upload_is_refused_and_can_be_run_again(published, tmp_pa
 
 
 @pytest.mark.slow
+def test_an_upload_cut_inside_the_weights_leaves_nothing_and_can_be_run_again(published, tmp_path):
+    server = published.server
+    torch.manual_seed(1)  # weights that the server does not have yet, else they are not sent
+    folder = save_pretrained(create_model("resnet18_mfd", num_classes=10, stem="cifar"), tmp_path / "model")
+    code = "from timm_mfd.launch import one_line_errors\nwith one_line_errors(ValueError, OSError):\n"
+    code += f"    print(timm_mfd.push_to_hub({str(folder)!r}, 'org/torn').changed)"
+    environment = server.environment(tmp_path / "home", TOKEN)
+    rule = server.fail_next("PUT", "", status=0, times=100)
+    output = call(["-c", PRELUDE + code], environment, code=1)
+    assert "Traceback" not in output
+    assert any((asked.method, asked.status) == ("PUT", 0) for asked in server.requests)
+    assert "model.safetensors" not in server.repos["org/torn"].files("main")
+    assert server.repos["org/torn"].tags == {}
+    rule.times = 0
+    assert call(["-c", PRELUDE + code], environment).splitlines()[-1] == "True"
+    assert server.read("org/torn", "model.safetensors") == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_published_and_answers_as_its_weights(published, tmp_path):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(published.folder / "cache")}
+    call([SCRIPTS / "train.py", "--epochs", "1", "--compile", "--output-dir", tmp_path / "run"], environment)
+    push(published.server, tmp_path / "home", tmp_path / "run", repo="org/compiled")
+    code = f"""
+trained = timm_mfd.create_model("resnet18_mfd", num_classes=10, stem="cifar")
+state = load_file("{tmp_path}/run/checkpoint/state.safetensors")
+prefix = "state_dict/"
+trained.load_state_dict({{key.removeprefix(prefix): state[key] for key in state if key.startswith(prefix)}})
+wanted = probe(trained, (3, 8, 8))
+loaded = [create("hf-hub:org/compiled", pretrained=True) for create in (timm.create_model, timm_mfd.create_model)]
+print(json.dumps([torch.equal(probe(model, (3, 8, 8)), wanted) for model in loaded]))
+"""
+    assert ask(published.server, tmp_path / "empty", code) == [True, True]
+
+
+@pytest.mark.slow
 def test_without_push_nothing_is_sent(published, tmp_path):
     before = len(published.server.requests)
     command = [SCRIPTS / "publish.py", "--run-dir", published.run, "--repo-id", REPO]
@@ -270,3 +320,46 @@ def test_evaluate_repeats_the_accuracy_of_the_run(published, tmp_path):
     assert f"| {top1:.2f} |" in call(command, environment)
     assert json.loads((tmp_path / "a").read_text())["top1"] == top1
     assert "exists; nothing was changed" in call(command, environment, code=1)
+
+
+def test_the_card_compares_runs_of_a_recipe_with_its_baseline_and_the_paper(tmp_path):
+    recipe, _ = recipes.find("resnet50/cifar100/softmax+mfd")
+    baseline, _ = recipes.find("resnet50/cifar100/softmax")
+    of_runs = {recipe: (78.0, 78.2, 78.4), baseline: (76.0, 76.4, 76.2)}
+    for which, accuracies in of_runs.items():
+        for seed, top1 in enumerate(accuracies):
+            results.write(replace(RESULT, recipe=which.id, seed=seed, top1=top1), tmp_path)
+    found = publish.compare(recipe.id, tmp_path)
+    assert found["ours"].startswith("78.20 ")
+    assert found["baseline"].startswith("76.20 ")
+    assert found["difference"].startswith("+2.00 ")
+    assert all("(n=3)" in found[key] for key in ("ours", "baseline", "difference"))
+    assert (found["paper"], found["paper_baseline"]) == (
+        f"{recipe.accuracy} (protocol here: paper)", str(baseline.accuracy)
+    )  # fmt: skip
+    assert publish.compare(baseline.id, tmp_path) == found
+    assert publish.compare("resnet50/cifar10/softmax+mfd", tmp_path) is None  # never run
+    assert publish.compare(None, tmp_path) is None
+    assert publish.compare(recipe.id, tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_classes": 7}, "m has 7 classes, digits has 10"),
+        ({"label_names": ["0", "1", "3", *"2456789"]}, "m calls a class '3' that digits calls '2'"),
+        ({"fixed_input_size": True}, "m needs images of (224, 224), digits has (8, 8)"),
+    ],
+)
+def test_a_model_of_other_classes_or_another_size_is_not_evaluated(change, message):
+    model = create_model("resnet18_mfd", num_classes=change.pop("num_classes", 10))
+    model.pretrained_cfg.update(change)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        evaluate.as_trained(load_dataset("digits", None), model, "m")
+
+
+def test_evaluation_uses_the_preprocessing_of_the_model():
+    model = create_model("resnet18_mfd", num_classes=10)
+    model.pretrained_cfg.update(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    data = evaluate.as_trained(load_dataset("digits", None), model, "m")
+    assert (data.mean, data.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from .model_card import PICTURES, check_card, render_card
 from .models import create_model
-from .models._download import hub_errors, split_revision
-from .models._saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, identity, sha256_of
+from .models.download import hub_errors, split_revision
+from .models.saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, identity, sha256_of
 
 FILES = (WEIGHTS, CONFIG, CARD, *PICTURES)  # nothing else is ever uploaded
 

@@ -22,7 +22,7 @@ from timm_mfd import create_model, push_to_hub, recipes, report, results
 from timm_mfd.hub import FILES, Published, check_folder, probe
 from timm_mfd.launch import one_line_errors
 from timm_mfd.model_card import LICENSES, PICTURES, render_card
-from timm_mfd.models._saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, sha256_of
+from timm_mfd.models.saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, sha256_of
 from timm_mfd.run_dir import replace_folder
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import torch
 import tyro
@@ -111,7 +112,10 @@ def main(args: Args) -> None:
 
         # 3. A plain timm model inside one task. Every process starts from the same weights.
         set_seed(args.seed)
-        model = create_model(args.model, args.pretrained and not saved, num_classes=data.num_classes, **kwargs)
+        with catch_warnings():
+            if saved:  # its weights follow, so nobody needs to hear that these are random
+                filterwarnings("ignore", ".*has random weights")
+            model = create_model(args.model, args.pretrained and not saved, num_classes=data.num_classes, **kwargs)
         model = model.to(device, memory_format=torch.channels_last)
         shapes = stage_shapes(model, torch.zeros(1, 3, *data.image_size, device=device), args.stages)
         stages = [stage for stage, _ in shapes]

@@ -13,7 +13,7 @@ import timm_mfd
 from timm_mfd import recipes
 from timm_mfd.models import arguments_for
 from timm_mfd.models._pretrained import PRETRAINED
-from timm_mfd.models._saved import sha256_of
+from timm_mfd.models.saved import sha256_of
 
 
 @pytest.mark.parametrize("name", PRETRAINED)

@@ -7,10 +7,10 @@ from typing import Any
 from timm.models import build_model_with_cfg, get_pretrained_cfg
 from torch import nn
 
-from ._download import download
 from ._pretrained import PRETRAINED, Pretrained, default_tag, imagenet_cfg, unpublished
-from ._saved import WEIGHTS, check_config, check_weights
 from ._stem import Stem, check_stem
+from .download import download
+from .saved import WEIGHTS, check_config, check_weights
 
 _OWN_WEIGHTS = ("file", "url", "state_dict", "hf_hub_id")
 

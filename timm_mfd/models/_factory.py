@@ -10,10 +10,10 @@ import timm
 from timm.models import get_pretrained_cfg, is_model, parse_model_name, split_model_name_tag
 from torch import nn
 
-from ._download import download
 from ._pretrained import PRETRAINED, unpublished
-from ._saved import WEIGHTS, check_config, check_weights
 from ._stem import Stem, paper_stem
+from .download import download
+from .saved import WEIGHTS, check_config, check_weights
 
 
 def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:

@@ -6,8 +6,8 @@ from typing import Any
 
 from timm.models import generate_default_cfgs
 
-from ._download import download_weights
-from ._saved import WEIGHTS, check_sha256
+from .download import download_weights
+from .saved import WEIGHTS, check_sha256
 
 _PACKAGE = Path(__file__).parents[1]
 

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ._saved import CONFIG, WEIGHTS, check_sha256
+from .saved import CONFIG, WEIGHTS, check_sha256
 
 _SECONDS = 10.0  # before a Hub that does not answer counts as unreachable
 _COMMIT = re.compile(r"[0-9a-f]{40}")
