@@ -1,6 +1,7 @@
 """Export folders: values survive, wrappers do not, nothing is overwritten."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -92,7 +93,7 @@ def test_a_model_that_was_not_trained_with_mfd_is_not_said_to_be(tmp_path):
 def test_nothing_is_overwritten_and_mistakes_are_named(tmp_path):
     model = timm_mfd.create_model("resnet18_mfd", num_classes=6)
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(FileExistsError, match="is there already"):
         timm_mfd.save_pretrained(model, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(ValueError, match="2 label names for a model of 6 classes"):
@@ -100,3 +101,52 @@ def test_nothing_is_overwritten_and_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match="Linear did not come from create_model"):
         timm_mfd.save_pretrained(torch.nn.Linear(2, 2), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 64}, "image_size must be (H, W), not 64"),
+        ({"mean": 0.5}, "mean must be 3 numbers, one per channel, not 0.5"),
+        ({"std": [0.5]}, "std must be 3 numbers, one per channel, not [0.5]"),
+        ({"label_names": ["a"]}, "1 label names for a model of 6 classes"),
+    ],
+)
+def test_arguments_that_describe_no_such_model_are_refused_and_nothing_is_written(tmp_path, arguments, message):
+    model = timm_mfd.create_model("resnet18_mfd", num_classes=6)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        timm_mfd.save_pretrained(model, tmp_path / "model", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_create_model_could_not_build_again_is_refused_and_nothing_is_written(tmp_path):
+    model = timm_mfd.create_model("resnet18_mfd", num_classes=6)
+    with pytest.raises(ValueError, match=r"not a classifier from create_model; give its \.model"):
+        timm_mfd.save_pretrained(timm_mfd.MFDClassificationTask(model, None, timm_mfd.MFDLoss()), tmp_path / "model")
+    with pytest.raises(ValueError, match="not a classifier from create_model"):
+        features = timm_mfd.create_model("resnet18_mfd", features_only=True)
+        timm_mfd.save_pretrained(features, tmp_path / "model")
+    model.fc = torch.nn.Linear(512, 7)
+    with pytest.raises(ValueError, match=r"7 outputs.*reset_classifier\(7\)"):
+        timm_mfd.save_pretrained(model, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+    model.reset_classifier(7)
+    timm_mfd.save_pretrained(model, tmp_path / "model")
+    assert timm_mfd.create_model(f"local-dir:{tmp_path}/model", pretrained=True).num_classes == 7
+
+
+def test_weights_that_are_not_finite_are_not_published(tmp_path):
+    model = timm_mfd.create_model("resnet18_mfd", num_classes=6)
+    model.fc.weight.data[0, 0] = float("nan")
+    folder = timm_mfd.save_pretrained(model, tmp_path / "model")
+    with pytest.raises(ValueError, match=r"not all finite: fc\.weight"):
+        timm_mfd.push_to_hub(folder, "org/name")
+
+
+def test_the_card_alone_names_the_licence(tmp_path):
+    model = timm_mfd.create_model("resnet18_mfd", num_classes=6)
+    folder = timm_mfd.save_pretrained(model, tmp_path / "model", license="cc-by-4.0", repo_id="me/mine")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == "cc-by-4.0"
+    assert "hf-hub:me/mine" in card.text
+    assert "apache" not in (folder / "config.json").read_text()

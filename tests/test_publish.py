@@ -196,11 +196,11 @@ print(json.dumps(found))
         "arguments": "has the argument checkpoint_path='/etc/passwd', which a saved model may not set",
         "stem": "is not the configuration that the weights were saved with: model_args is",
         "classes": "contradicts itself: num_classes is 7, model_args.num_classes is 10",
-        "flipped": "is not what was published: its sha256 is",
+        "flipped": "is not what was saved: its sha256 is",
         "pickled": "has no model.safetensors; other formats are not loaded",
         "private": "the Hub has no model 'org/private' that you may see",
         "none": "the Hub has no model 'org/none' that you may see",
-        "timm flipped": "is not what was published",
+        "timm flipped": "is not what was saved",
         "timm stem": "is not the configuration that the weights were saved with",
         "timm classes": "contradicts itself",
         "traversal": "is not a model of the Hub",
@@ -313,6 +313,28 @@ def test_without_push_nothing_is_sent(published, tmp_path):
     assert "is not a finished run" in call(command, published.server.environment(tmp_path), code=1)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"repo_id": "NAME"}, "'NAME' is not a name that the Hub accepts"),
+        ({"repo_id": "a/b/c"}, "'a/b/c' is not a name that the Hub accepts"),
+        ({"repo_id": "ORG/NA ME"}, "'ORG/NA ME' is not a name that the Hub accepts"),
+        ({"repo_id": "ORG/NAME@v1"}, "'ORG/NAME@v1' is not a name that the Hub accepts"),
+        ({"tag": "main"}, "'main' cannot be a tag"),
+        ({"tag": "v 1"}, "'v 1' cannot be a tag"),
+        ({"license": "MIT-0"}, "--license MIT-0 is none of the Hub's names; did you mean mit"),
+        ({"license": "other"}, "--license other is none of the Hub's names"),
+        ({"results": Path("nowhere")}, "--results nowhere is not a folder"),
+    ],
+)
+def test_names_that_the_hub_would_refuse_are_refused_before_anything_is_built(published, change, message, capsys):
+    before = (published.run / "publish").stat().st_mtime_ns
+    with pytest.raises(SystemExit) as stopped:
+        publish.main(publish.Args(**{"run_dir": published.run, "repo_id": REPO} | change))
+    assert message in str(stopped.value)
+    assert (published.run / "publish").stat().st_mtime_ns == before
+
+
 def test_evaluate_repeats_the_accuracy_of_the_run(published, tmp_path):
     top1 = json.loads((published.run / "summary.json").read_text())["top1"]
     environment = published.server.environment(tmp_path / "home")
@@ -330,10 +352,8 @@ def test_the_card_compares_runs_of_a_recipe_with_its_baseline_and_the_paper(tmp_
         for seed, top1 in enumerate(accuracies):
             results.write(replace(RESULT, recipe=which.id, seed=seed, top1=top1), tmp_path)
     found = publish.compare(recipe.id, tmp_path)
-    assert found["ours"].startswith("78.20 ")
-    assert found["baseline"].startswith("76.20 ")
-    assert found["difference"].startswith("+2.00 ")
-    assert all("(n=3)" in found[key] for key in ("ours", "baseline", "difference"))
+    assert (found["ours"], found["baseline"]) == ("78.20 ± 0.20 (n=3)", "76.20 ± 0.20 (n=3)")
+    assert found["difference"] == "+2.00 [+1.50, +2.50]"  # t(2) = 4.303, and the differences are 2.0, 1.8, 2.2
     assert (found["paper"], found["paper_baseline"]) == (
         f"{recipe.accuracy} (protocol here: paper)", str(baseline.accuracy)
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -10,6 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf  # not among the public names
 from timm.utils import unwrap_model
@@ -17,7 +21,7 @@ from torch import Tensor, nn
 
 from .model_card import PICTURES, check_card, render_card
 from .models import create_model
-from .models.download import hub_errors, split_revision
+from .models.download import hub_errors
 from .models.saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, identity, sha256_of
 
 FILES = (WEIGHTS, CONFIG, CARD, *PICTURES)  # nothing else is ever uploaded
@@ -49,6 +53,8 @@ def save_pretrained(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: tuple[int, int] | None = None,
+    license: str = "apache-2.0",
+    repo_id: str | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `model.safetensors`, timm's `config.json` and `README.md` (the model card) into a folder.
@@ -63,6 +69,8 @@ def save_pretrained(
         mean: Per-channel mean of pixel values in [0, 1] that the model was trained with.
         std: Per-channel standard deviation.
         image_size: `(H, W)` of the images.
+        license: Licence of the weights, by the Hub's name, for the card.
+        repo_id: Where it will be published, for the card.
         run: How it was trained, for the card: `args` and `summary` as a run folder has them.
 
     Returns:
@@ -70,20 +78,32 @@ def save_pretrained(
 
     Raises:
         FileExistsError: If the folder already holds something.
-        ValueError: If the model did not come from `create_model`, has another number of classes than `label_names`, or
-            arguments that loading refuses.
+        ValueError: If the model did not come from `create_model`, has another number of classes than `label_names` or
+            than it was created with, or arguments that loading refuses. Then nothing is written.
 
     Example:
         >>> save_pretrained(model, "export", label_names=["cat", "dog"])
     """
     folder = Path(folder)
     plain = unwrap_model(model)
-    if getattr(plain, "pretrained_cfg", None) is None:
-        raise ValueError(f"{type(plain).__name__} did not come from create_model, so its architecture has no name")
+    if getattr(plain, "pretrained_cfg", None) is None or not hasattr(plain, "num_classes"):
+        hint = "give its .model" if isinstance(getattr(plain, "model", None), nn.Module) else "nothing would load it"
+        raise ValueError(f"{type(plain).__name__} is not a classifier from create_model; {hint}")
+    classifier = plain.get_classifier() if hasattr(plain, "get_classifier") else None
+    if isinstance(classifier, nn.Linear) and classifier.out_features != plain.num_classes:
+        raise ValueError(
+            f"the classifier has {classifier.out_features} outputs, the model was created with {plain.num_classes} "
+            f"classes; change them with model.reset_classifier({classifier.out_features})"
+        )
+    if image_size is not None and (not isinstance(image_size, Sequence) or len(image_size) != 2):
+        raise ValueError(f"image_size must be (H, W), not {image_size!r}")
+    for name, values in {"mean": mean, "std": std}.items():
+        if values is not None and (not isinstance(values, Sequence) or len(values) != plain.in_chans):
+            raise ValueError(f"{name} must be {plain.in_chans} numbers, one per channel, not {values!r}")
     if label_names is not None and len(label_names) != plain.num_classes:
         raise ValueError(f"{len(label_names)} label names for a model of {plain.num_classes} classes")
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{str(folder)!r} is not empty; choose a new folder for the model")
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise FileExistsError(f"{str(folder)!r} is there already; choose a new folder for the model")
     copy = deepcopy(plain).cpu().to(memory_format=torch.contiguous_format)
     preprocessing: dict[str, object] = {}
     if image_size is not None:  # the size as it is: nothing is cropped off a test image
@@ -97,16 +117,22 @@ def save_pretrained(
         "pretrained_cfg": {"tag": "", "hf_hub_filename": WEIGHTS},
         **({"label_names": list(label_names)} if label_names is not None else {}),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config_for_hf(copy, folder / CONFIG, model_config=model_config, data_config=preprocessing)
-    config = check_config(folder)
-    # One entry: several would be written in any order, and the same model would have another sha256 every time.
-    save_file(copy.state_dict(), folder / WEIGHTS, {"timm_mfd": json.dumps(identity(config))})
-    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)  # was for the owner alone
-    config["timm_mfd"] = {"sha256": sha256_of(folder / WEIGHTS)}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    (folder / CARD).write_text(render_card(config, config["timm_mfd"]["sha256"], run), encoding="utf-8")
-    check_weights(folder / WEIGHTS, check_config(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        new = Path(temporary) / "model"
+        new.mkdir()
+        save_config_for_hf(copy, new / CONFIG, model_config=model_config, data_config=preprocessing)
+        config = check_config(new)
+        config["pretrained_cfg"].pop("license", None)  # that of timm's weights; the card names the licence of these
+        # One entry: several would be written in any order, and the same model would have another sha256 every time.
+        save_file(copy.state_dict(), new / WEIGHTS, {"timm_mfd": json.dumps(identity(config))})
+        (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode & 0o777)  # was for the owner alone
+        sha256 = sha256_of(new / WEIGHTS)
+        (new / CONFIG).write_text(json.dumps(config | {"timm_mfd": {"sha256": sha256}}, indent=2) + "\n")
+        card = render_card(config, sha256, run, repo_id=repo_id, license=license)
+        (new / CARD).write_text(card, encoding="utf-8")
+        check_weights(new / WEIGHTS, check_config(new))
+        new.replace(folder)
     return folder
 
 
@@ -125,6 +151,10 @@ def check_folder(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     config = check_config(folder)
     check_weights(folder / WEIGHTS, config)
+    with safe_open(folder / WEIGHTS, framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            if not torch.isfinite(tensors.get_tensor(key)).all():
+                raise ValueError(f"the weights in {str(folder)!r} are not all finite: {key}")
     if not (folder / CARD).is_file():
         raise ValueError(f"{str(folder)!r} has no model card ({CARD})")
     check_card((folder / CARD).read_text(encoding="utf-8"), folder)
@@ -165,9 +195,8 @@ def push_to_hub(
         '0c1d...'
     """
     folder = Path(folder)
+    check_target(repo_id, tag)
     check_folder(folder)
-    if split_revision(repo_id)[1] is not None:
-        raise ValueError(f"{repo_id!r} names a revision; a new commit is made, its name is --tag")
     api = HfApi(library_name="timm_mfd")
     files = [name for name in FILES if (folder / name).is_file()]
     with hub_errors(repo_id, parent_commit):
@@ -198,6 +227,24 @@ def push_to_hub(
         if tag is not None and tag not in tags:
             api.create_tag(repo_id, tag=tag, revision=commit)
     return Published(repo_id, commit, sha256_of(folder / WEIGHTS), tag, changed)
+
+
+def check_target(repo_id: str, tag: str | None) -> None:
+    """Refuse names under which nothing can be published.
+
+    Args:
+        repo_id: `ORG/NAME`.
+        tag: Name of the commit, if any.
+
+    Raises:
+        ValueError: If the Hub would refuse one of them, or the tag would hide a branch or a commit.
+    """
+    with hub_errors(repo_id):
+        validate_repo_id(repo_id)
+        if repo_id.count("/") != 1:
+            raise HFValidationError
+    if tag is not None and (tag == "main" or not re.fullmatch(r"\w[\w.-]{0,38}", tag) or ".." in tag):
+        raise ValueError(f"{tag!r} cannot be a tag; expected a name like v1.0")
 
 
 def reload_from_hub(folder: Path, repo_id: str, commit: str) -> None:

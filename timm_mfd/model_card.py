@@ -87,6 +87,7 @@ def render_card(
         claim=_claim(config, args, summary),
         source=f"hf-hub:{repo_id}" if repo_id else "local-dir:FOLDER",
         input_size=size,
+        label_names=config.get("label_names"),
         num_classes=config["num_classes"],
         run=run,
         args=args,

@@ -29,7 +29,7 @@ class Args:
     model: str
     """A name with pretrained weights, local-dir:FOLDER or hf-hub:ORG/NAME[@REVISION]."""
     dataset: str
-    """As for train.py."""
+    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, folder or hfds/NAME."""
     data_dir: str | None = None
     """Where the data set lies; digits needs none."""
     image_size: int | None = None
@@ -52,6 +52,8 @@ def main(args: Args) -> None:
     with one_line_errors(ValueError, OSError, ImageDecodeError):
         if args.json and args.json.exists():
             raise FileExistsError(f"--json {args.json} exists; nothing was changed, choose a new file")
+        if args.json and not args.json.absolute().parent.is_dir():
+            raise FileNotFoundError(f"--json {args.json}: there is no folder {args.json.parent}")
         if args.batch_size < 1:
             raise ValueError(f"--batch-size must be at least 1, not {args.batch_size}")
         data = load_dataset(args.dataset, args.data_dir, args.image_size)
@@ -102,6 +104,8 @@ def as_trained(data: ImageData, model: torch.nn.Module, name: str) -> ImageData:
     cfg = model.pretrained_cfg
     if model.num_classes != data.num_classes:
         raise ValueError(f"{name} has {model.num_classes} classes, {data.name} has {data.num_classes}")
+    if getattr(model, "in_chans", 3) != 3:
+        raise ValueError(f"{name} takes images of {model.in_chans} channels, {data.name} has 3")
     labels = cfg.get("label_names")
     if labels and tuple(labels) != tuple(data.class_names):
         ours, theirs = next(pair for pair in zip(labels, data.class_names, strict=True) if pair[0] != pair[1])

@@ -10,6 +10,7 @@ The token comes from HF_TOKEN or `hf auth login`, never from the command line.
 import json
 import shutil
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import tyro
 from safetensors.torch import load_file
 
 from timm_mfd import create_model, push_to_hub, recipes, report, results
-from timm_mfd.hub import FILES, Published, check_folder, probe
+from timm_mfd.hub import FILES, Published, check_folder, check_target, probe
 from timm_mfd.launch import one_line_errors
 from timm_mfd.model_card import LICENSES, PICTURES, render_card
 from timm_mfd.models.saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, sha256_of
@@ -31,7 +32,7 @@ class Args:
     """Arguments of a publication."""
 
     run_dir: Path
-    """The folder of a finished run of train.py."""
+    """The folder of a finished run of train.py. What is sent is built in its folder `publish/`, anew every time."""
     repo_id: str
     """ORG/NAME on the Hub, such as me/resnet50_mfd.cifar100."""
     push: bool = False
@@ -49,10 +50,12 @@ class Args:
 def main(args: Args) -> None:
     """Build the folder, prove that it loads, and publish it if asked to."""
     with one_line_errors(ValueError, OSError):
+        check_target(args.repo_id, args.tag)
         folder = build(args)
         check_folder(folder)
         prove(folder)
-        print(f"{folder} would be published as {args.repo_id} ({'private' if args.private else 'public'}):\n")
+        visible = "private" if args.private else "public"
+        print(f"{folder}, built anew, would be published as {args.repo_id} ({visible}), tag {args.tag}:\n")
         for name in FILES:
             if (folder / name).is_file():
                 print(f"  {name:<18} {(folder / name).stat().st_size:>12,} bytes  sha256 {sha256_of(folder / name)}")
@@ -72,16 +75,24 @@ def build(args: Args) -> Path:
     run, model = args.run_dir, args.run_dir / "model"
     if not (run / "summary.json").is_file():
         raise ValueError(f"--run-dir {run} is not a finished run: summary.json is missing")
-    if args.license not in LICENSES:
-        raise ValueError(f"--license {args.license} is none of the Hub's: {', '.join(sorted(LICENSES))}")
+    license, usable = args.license.lower(), sorted(LICENSES - {"other"})  # which needs a name and a link
+    if license not in usable:
+        close = get_close_matches(license, usable, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else f"it knows {', '.join(usable)}"
+        raise ValueError(f"--license {args.license} is none of the Hub's names; {hint}")
+    if args.results != Args.results and not args.results.is_dir():
+        raise ValueError(f"--results {args.results} is not a folder")
     config = check_config(model)
     check_weights(model / WEIGHTS, config)
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    described: dict[str, Any] = {
-        "args": json.loads((run / "args.json").read_text()),
-        "summary": json.loads((run / "summary.json").read_text()),
-        "seconds": sum(line["seconds"] for line in metrics),  # also of a run that was interrupted
-    }
+    try:
+        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        described: dict[str, Any] = {
+            "args": json.loads((run / "args.json").read_text()),
+            "summary": json.loads((run / "summary.json").read_text()),
+            "seconds": sum(line["seconds"] for line in metrics),  # also of a run that was interrupted
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"--run-dir {run} is damaged: {error}") from None
     new = run / "publish.partial"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -95,7 +106,7 @@ def build(args: Args) -> Path:
         sha256_of(new / WEIGHTS),
         described,
         repo_id=args.repo_id,
-        license=args.license,
+        license=license,
         comparison=compare(described["args"].get("recipe"), args.results),
         pictures=pictures,
     )

@@ -83,4 +83,4 @@ print(json.dumps(found))
     assert same
     assert dtype == str(torch.float32)
     assert listed == ["resnet18_mfd", "resnet18_mfd.inside"]
-    assert "is not what was published" in error
+    assert "is not what was saved" in error

@@ -12,7 +12,7 @@ from torch import nn
 
 from ._pretrained import PRETRAINED, unpublished
 from ._stem import Stem, paper_stem
-from .download import download
+from .download import check_reachable, download
 from .saved import WEIGHTS, check_config, check_weights
 
 
@@ -52,6 +52,9 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         foreign = pretrained and arch not in _mfd_names() and not kwargs.get("pretrained_cfg")
         if foreign and not timm.is_model_pretrained(model_id):
             raise ValueError(unpublished(model_id, PRETRAINED.get(model_id)))
+        cfg = get_pretrained_cfg(model_id)
+        if foreign and cfg.hf_hub_id and not kwargs.get("pretrained_cfg_overlay"):
+            check_reachable(cfg.hf_hub_id, cfg.hf_hub_filename, kwargs.get("cache_dir"))
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     if not pretrained:
         warnings.warn(f"{name} without pretrained=True has random weights", stacklevel=2)

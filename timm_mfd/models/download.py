@@ -124,6 +124,27 @@ def _refuse_moved_tag(repo_id: str, revision: str, before: str, now: str) -> Non
         )
 
 
+def check_reachable(repo_id: str, filename: str | None = None, cache_dir: str | Path | None = None) -> None:
+    """Refuse at once a model that timm would try to download for a minute.
+
+    Args:
+        repo_id: `ORG/NAME`.
+        filename: Of its weights, if timm names one.
+        cache_dir: As for `download`.
+
+    Raises:
+        ValueError: If there is no such model.
+        ConnectionError: If the Hub cannot be reached and the cache does not have it.
+    """
+    names = (filename,) if filename else (WEIGHTS, "pytorch_model.bin")
+    if any(isinstance(try_to_load_from_cache(repo_id, name, cache_dir), str) for name in names):
+        return
+    with hub_errors(repo_id):
+        info = _info(repo_id, None)
+    if info is None:
+        raise ConnectionError(f"the Hub cannot be reached, and the cache does not hold {repo_id!r}")
+
+
 @contextmanager
 def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     """Turn what the Hub's client raises into one line that says what to do; a token never is in it.
@@ -137,7 +158,12 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
         ConnectionError: If the Hub cannot be reached.
     """
     try:
-        yield
+        try:
+            yield
+        except RuntimeError as error:  # in which the client wraps what cut the upload of a large file
+            if (cause := error.__cause__) and (isinstance(cause, HfHubHTTPError) or _is_unreachable(cause)):
+                raise cause from None
+            raise
     except HFValidationError:
         raise ValueError(f"{repo_id!r} is not a name that the Hub accepts; expected ORG/NAME") from None
     except GatedRepoError:
@@ -176,7 +202,8 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     except Exception as error:
         if not _is_unreachable(error):
             raise
-        raise ConnectionError(f"the Hub cannot be reached: {without_token(str(error)) or 'no answer'}") from None
+        reason = without_token(" ".join(str(error).split())) or "no answer"
+        raise ConnectionError(f"the Hub cannot be reached, or hung up: {reason}; try again") from None
 
 
 def without_token(text: str) -> str:
@@ -185,7 +212,7 @@ def without_token(text: str) -> str:
     return text.replace(token, "<token>") if token else text
 
 
-def _is_unreachable(error: Exception) -> bool:
+def _is_unreachable(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response is not None and error.response.status_code >= 500
     # The client lets the errors of its transport through, whose name changes with its version.

@@ -35,7 +35,10 @@ def check_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise ValueError(f"no saved model in {str(folder)!r}: {CONFIG} missing")
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {str(folder)!r}")
+        hint = "; did you mean its folder 'model'?" if (folder / "model" / CONFIG).is_file() else ""
+        raise ValueError(f"no saved model in {str(folder)!r}: {CONFIG} missing{hint}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -114,7 +117,7 @@ def check_sha256(path: Path, expected: str | None) -> None:
     """
     if expected is not None and (found := sha256_of(path)) != expected:
         raise ValueError(
-            f"{str(path)!r} is not what was published: its sha256 is {found}, expected {expected}; nothing was loaded, "
+            f"{str(path)!r} is not what was saved: its sha256 is {found}, expected {expected}; nothing was loaded, "
             "delete the file and get it again"
         )
 
