@@ -98,7 +98,7 @@ def test_nothing_is_overwritten_and_mistakes_are_named(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(ValueError, match="2 label names for a model of 6 classes"):
         timm_mfd.save_pretrained(model, tmp_path / "new", label_names=["a", "b"])
-    with pytest.raises(ValueError, match="Linear did not come from create_model"):
+    with pytest.raises(ValueError, match="Linear is not a classifier from create_model"):
         timm_mfd.save_pretrained(torch.nn.Linear(2, 2), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
