@@ -56,7 +56,8 @@ def finish(folder, processes, epochs):
 @pytest.mark.parametrize(
     ("processes", "kills"),
     [
-        (1, 20),
+        (1, 5),
+        pytest.param(1, 20, marks=pytest.mark.slow),
         (2, 4),
         pytest.param(2, 20, marks=pytest.mark.slow),
         pytest.param(3, 4, marks=pytest.mark.slow),
