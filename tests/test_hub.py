@@ -10,9 +10,11 @@ import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 import timm_mfd
 from timm_mfd.arguments import Args
+from timm_mfd.models.download import hub_errors
 
 NAMES = [f"class {i}" for i in range(6)]
 RUN = {
@@ -133,6 +135,52 @@ def test_what_create_model_could_not_build_again_is_refused_and_nothing_is_writt
     model.reset_classifier(7)
     timm_mfd.save_pretrained(model, tmp_path / "model")
     assert timm_mfd.create_model(f"local-dir:{tmp_path}/model", pretrained=True).num_classes == 7
+
+
+def test_numbers_may_come_as_tensors_and_label_names_survive_a_second_saving(tmp_path):
+    model = timm_mfd.create_model("resnet18_mfd", num_classes=6)
+    mean = torch.tensor([0.25, 0.5, 0.75])
+    first = timm_mfd.save_pretrained(model, tmp_path / "first", mean=mean, std=mean.numpy(), label_names=NAMES)
+    loaded = timm_mfd.create_model(f"local-dir:{first}", pretrained=True)
+    assert loaded.pretrained_cfg["mean"] == loaded.pretrained_cfg["std"] == [0.25, 0.5, 0.75]
+    second = timm_mfd.save_pretrained(loaded, tmp_path / "second")
+    assert json.loads((second / "config.json").read_text())["label_names"] == NAMES
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_classes": None}, "must say num_classes as a number, not None"),
+        ({"num_classes": "6"}, "must say num_classes as a number, not '6'"),
+        ({"label_names": 5}, "label_names that are not a list"),
+        ({"pretrained_cfg": {"classifier": 5}}, "has classifier: 5, which is not the name of a layer"),
+    ],
+)
+@pytest.mark.parametrize("create", [timm_mfd.create_model, timm.create_model])
+def test_a_configuration_that_hides_the_classifier_loads_nothing(tmp_path, create, change, message):
+    folder = timm_mfd.save_pretrained(timm_mfd.create_model("resnet18_mfd", num_classes=6), tmp_path / "model")
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")  # weights that say nothing
+    config = json.loads((folder / "config.json").read_text())
+    del config["timm_mfd"], config["pretrained_cfg"]["num_classes"]
+    config = {key: value for key, value in (config | change).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        create(f"local-dir:{folder}", pretrained=True)
+
+
+def test_other_classes_by_way_of_an_overlay_are_refused(tmp_path):
+    folder = timm_mfd.save_pretrained(timm_mfd.create_model("resnet18_mfd", num_classes=6), tmp_path / "model")
+    with pytest.raises(ValueError, match="give num_classes itself"):
+        timm.create_model(f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay={"num_classes": 3})
+    with pytest.raises(ValueError, match="takes no pretrained_cfg"):
+        timm_mfd.create_model(f"local-dir:{folder}", pretrained=True, pretrained_cfg="cifar10")
+
+
+def test_a_message_never_holds_the_token(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with pytest.raises(ConnectionError, match="<token> is bad") as caught, hub_errors("org/name"):
+        raise ConnectionError("hf_secret is bad")
+    assert "hf_secret" not in str(caught.value)
 
 
 def test_weights_that_are_not_finite_are_not_published(tmp_path):

@@ -57,6 +57,16 @@ def test_the_command_of_a_recipe_names_what_differs_from_it_only():
     assert wanted in render_card(CONFIG, "f" * 64, run)
 
 
+def test_folders_of_this_machine_are_not_published_and_the_command_is_quoted():
+    arguments = replace(Args(), model="local-dir:/secret/my model", dataset="hfds/./secret", criterion="a b")
+    run = RUN | {"args": RUN["args"] | asdict(arguments)}
+    text = render_card(CONFIG, "f" * 64, run)
+    assert "secret" not in text
+    assert "datasets" not in metadata(text)
+    assert "--model local-dir:DIR --dataset hfds/DIR" in text
+    assert "--criterion 'a b'" in text
+
+
 def test_a_card_without_a_run_claims_nothing():
     text = render_card(CONFIG, "f" * 64)
     check_card(text)
@@ -98,6 +108,12 @@ def test_pictures_must_lie_beside_the_card(tmp_path):
         ("value: 97.5", "value: '97.5'", "model-index"),
         ("value: 97.5", "value: !!python/object:numpy.float64 {}", "not plain YAML"),
         ("      name: cifar10\n", "", "model-index"),
+        ("license: apache-2.0", "license: [mit]", "license"),
+        ("license: apache-2.0", "license: apache-2.0\nlicense: mit", "has license twice"),
+        ("- uoft-cs/cifar10", "- ../x", "datasets"),
+        ("value: 97.5", "value: 1" + 400 * "0", "model-index"),
+        ("## Limits", "<img alt='a' src='none.png'>", "shows none.png"),
+        ("## Limits", "![a](none.png 'a title')", "shows none.png"),
         ("import timm_mfd", "import timm", "does not import timm_mfd before"),
         ("# org/name", "org/name", "has no title"),
         ("## Limits", "[More Information Needed]", "still holds"),
@@ -108,6 +124,6 @@ def test_each_fault_of_a_card_is_named(old, new, message):
     assert old in text
     broken = text.replace(old, new)
     if old.startswith("# "):
-        broken = broken.replace("\n## ", "\n### ").replace("\n# ", "\n")
+        broken = broken.replace("\n## ", "\n### ").replace("\n# ", "\n").replace("import timm\n", "# code\n")
     with pytest.raises(ValueError, match=message):
         check_card(broken)

@@ -216,7 +216,15 @@ print(json.dumps(found))
     moved, refused = ask(server, tmp_path / "home", code, token="hf_wrong")
     assert "the Hub refused the token (401)" in moved
     assert "the Hub refused the token (401)" in refused
-    assert "the tag 'v1' of 'org/moving' moved" in ask(server, tmp_path / "home", code)[0]
+    code = """
+server_moved = [failure('hf-hub:org/moving@v1', create) for create in (timm.create_model, timm_mfd.create_model)]
+print(json.dumps(server_moved))
+"""  # timm asks the Hub's cache first, which then knows the new commit only
+    assert all("the tag 'v1' of 'org/moving' moved" in said for said in ask(server, tmp_path / "home", code))
+    server.put("org/racing", files)
+    server.before("HEAD", "/org/racing/resolve/main/config.json", lambda: server.put("org/racing", {"new": b"x"}))
+    code = "print(json.dumps(failure('hf-hub:org/racing')))"
+    assert "changed while it was loaded" in ask(server, tmp_path / "home", code)
 
 
 @pytest.mark.slow
@@ -263,6 +271,51 @@ def test_a_cut_or_raced_upload_is_refused_and_can_be_run_again(published, tmp_pa
     assert "that may write" in push(
         server, tmp_path / "home", published.run, code=1, repo="org/mine", token="hf_reader"
     )
+
+
+@pytest.mark.slow
+def test_a_push_sends_its_own_files_and_refuses_what_would_not_be_them(published, tmp_path):
+    server, good = published.server, tmp_path / "model"
+    torch.manual_seed(2)
+    save_pretrained(create_model("test_resnet", num_classes=4), good, image_size=(32, 32))
+    (good / ".env").write_text("SECRET")
+    server.put("org/public", {"a": b"x"})
+    server.put("org/pickled", {"pytorch_model.bin": b"x"})
+    server.put("org/stale", {"redundancy.png": b"of other weights"})
+    others = lambda: server.put("org/others", {"evil.bin": b"x"})  # noqa: E731
+    server.before("POST", "org/others/commit", lambda: server.before("GET", "/api/models/org/others", others))
+    server.before("GET", "/org/damaged/resolve", lambda: server.flip_byte("org/damaged", "model.safetensors"))
+    code = f"""
+from timm_mfd import hub
+def push(name, **kwargs):
+    try:
+        return timm_mfd.push_to_hub({str(good)!r}, f"org/{{name}}", **kwargs).commit
+    except ValueError as error:
+        return str(error)
+print(json.dumps({{
+    "stale": push("stale", tag="v1"),
+    "others": push("others", tag="v1"),
+    "parent": push("stale", parent_commit="0" * 40),
+    "branch": push("stale", tag="main"),
+    "public": push("public", private=True),
+    "pickled": push("pickled"),
+    "differs": [setattr(hub, "_is_same", lambda *_: False), push("sums", tag="v1")][1],
+    "damaged": [setattr(hub, "_is_same", lambda *_: True), push("damaged", tag="v1")][1],
+}}))
+"""
+    found = ask(server, tmp_path / "home", code, TOKEN)
+    sent = {"model.safetensors", "config.json", "README.md", ".gitattributes"}
+    assert set(server.repos["org/stale"].files("v1")) == set(server.repos["org/others"].files("v1")) == sent
+    for name, message in {
+        "parent": "not at 0000",
+        "branch": "'main' cannot be a tag",
+        "public": "exists and is public; nothing was uploaded",
+        "pickled": "holds weights in other formats (pytorch_model.bin)",
+        "differs": "does not hold what was sent (model.safetensors, config.json, README.md); nothing was tagged",
+        "damaged": "is not what was saved",
+    }.items():
+        assert message in found[name], (name, found[name])
+    assert server.repos["org/sums"].tags == server.repos["org/damaged"].tags == {}
 
 
 @pytest.mark.slow
@@ -342,6 +395,28 @@ def test_evaluate_repeats_the_accuracy_of_the_run(published, tmp_path):
     assert f"| {top1:.2f} |" in call(command, environment)
     assert json.loads((tmp_path / "a").read_text())["top1"] == top1
     assert "exists; nothing was changed" in call(command, environment, code=1)
+
+
+def test_files_of_somebody_else_in_the_folder_to_publish_are_kept(published, tmp_path):
+    run = shutil.copytree(published.run, tmp_path / "run")
+    (run / "publish" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds notes\.txt; move that away first"):
+        publish.build(publish.Args(run_dir=run, repo_id=REPO))
+    assert (run / "publish" / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_does_not_answer_as_its_weights_is_noticed(published, monkeypatch):
+    publish.prove(published.run / "publish")
+    other = create_model("resnet18_mfd", num_classes=10, stem="cifar")
+    monkeypatch.setattr(publish, "timm", SimpleNamespace(create_model=lambda *_, **__: other))
+    with pytest.raises(ValueError, match="does not answer as its own weights"):
+        publish.prove(published.run / "publish")
+
+
+@pytest.mark.parametrize("repo_id", ["me/resnet18_mfd", "me/other.digits", "me/resnet18.digits"])
+def test_no_row_of_the_table_is_printed_for_names_that_no_tag_can_have(repo_id):
+    config = {"architecture": "resnet18_mfd", "num_classes": 10, "pretrained_cfg": {}, "model_args": {}}
+    assert publish.table_row(publish.Published(repo_id, "c" * 40, "f" * 64, None, True), config) is None
 
 
 def test_the_card_compares_runs_of_a_recipe_with_its_baseline_and_the_paper(tmp_path):

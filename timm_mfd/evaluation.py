@@ -48,7 +48,7 @@ def evaluate(
         The accuracy, the same in every process.
 
     Raises:
-        ValueError: If there is no image.
+        ValueError: If there is no image, or the model is no classifier.
 
     Example:
         >>> evaluate(model, [(images, labels)], model.num_classes).top1
@@ -65,6 +65,8 @@ def evaluate(
     for images, labels in batches:
         with autocast():
             logits = model(images)
+        if logits.ndim != 2:
+            raise ValueError(f"the model returns {list(logits.shape)}, not logits [B, K]; it is no classifier")
         best = logits.topk(min(5, logits.shape[1])).indices
         correct = best == labels[:, None]
         hits += torch.stack([correct[:, 0].sum(), correct.sum(), torch.tensor(len(labels), device=device)])

@@ -25,6 +25,7 @@ from .models.download import hub_errors
 from .models.saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, identity, sha256_of
 
 FILES = (WEIGHTS, CONFIG, CARD, *PICTURES)  # nothing else is ever uploaded
+_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 
 class Published(NamedTuple):
@@ -32,7 +33,7 @@ class Published(NamedTuple):
 
     Attributes:
         repo_id: `ORG/NAME`.
-        commit: The commit that holds exactly the folder's files.
+        commit: A commit that holds the folder's files as they are.
         sha256: Of the weights.
         tag: The tag on that commit, if one was asked for.
         changed: False if the Hub had all of it before.
@@ -65,7 +66,7 @@ def save_pretrained(
     Args:
         model: A model from `create_model`, possibly wrapped.
         folder: New or empty folder.
-        label_names: One name per class.
+        label_names: One name per class. Default: those that the model was loaded with, if any.
         mean: Per-channel mean of pixel values in [0, 1] that the model was trained with.
         std: Per-channel standard deviation.
         image_size: `(H, W)` of the images.
@@ -97,9 +98,10 @@ def save_pretrained(
         )
     if image_size is not None and (not isinstance(image_size, Sequence) or len(image_size) != 2):
         raise ValueError(f"image_size must be (H, W), not {image_size!r}")
-    for name, values in {"mean": mean, "std": std}.items():
-        if values is not None and (not isinstance(values, Sequence) or len(values) != plain.in_chans):
-            raise ValueError(f"{name} must be {plain.in_chans} numbers, one per channel, not {values!r}")
+    mean, std = _per_channel("mean", mean, plain.in_chans), _per_channel("std", std, plain.in_chans)
+    known = plain.pretrained_cfg.get("label_names")
+    if label_names is None and known and len(known) == plain.num_classes:
+        label_names = known
     if label_names is not None and len(label_names) != plain.num_classes:
         raise ValueError(f"{len(label_names)} label names for a model of {plain.num_classes} classes")
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
@@ -109,13 +111,13 @@ def save_pretrained(
     if image_size is not None:  # the size as it is: nothing is cropped off a test image
         preprocessing |= {"input_size": (plain.in_chans, *image_size), "crop_pct": 1.0}
     if mean is not None:
-        preprocessing["mean"] = tuple(mean)
+        preprocessing["mean"] = mean
     if std is not None:
-        preprocessing["std"] = tuple(std)
+        preprocessing["std"] = std
     model_config: dict[str, Any] = {
         # The tag of the default weights says nothing about these; the file name keeps timm from pickled ones.
         "pretrained_cfg": {"tag": "", "hf_hub_filename": WEIGHTS},
-        **({"label_names": list(label_names)} if label_names is not None else {}),
+        **({"label_names": list(map(str, label_names))} if label_names is not None else {}),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
@@ -204,28 +206,38 @@ def push_to_hub(
         head = api.model_info(repo_id, files_metadata=True)
         if private and not head.private:
             raise ValueError(f"{repo_id!r} exists and is public; nothing was uploaded")
-        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
+        if parent_commit not in (None, head.sha):
+            raise ValueError(f"{repo_id!r} is at {head.sha}, not at {parent_commit}; look, then try again")
+        names = [file.rfilename for file in head.siblings or ()]
+        if pickled := [name for name in names if name.endswith(_PICKLES)]:
+            raise ValueError(f"{repo_id!r} holds weights in other formats ({', '.join(pickled)}); delete them first")
+        refs = api.list_repo_refs(repo_id)
+        tags = {ref.name: ref.target_commit for ref in refs.tags}
+        if tag in [branch.name for branch in refs.branches]:
+            raise ValueError(f"{repo_id!r} has a branch {tag!r}; choose another tag")
         if tag in tags and (differs := _differing(api, repo_id, tags[tag], folder, files)):
             raise ValueError(f"{repo_id!r} has the tag {tag!r} on other files ({differs}); choose a new --tag")
         if tag in tags:
             commit, changed = tags[tag], False
         else:
-            parent = parent_commit or head.sha
-            api.upload_folder(
+            commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 allow_patterns=files,
+                delete_patterns=[name for name in PICTURES if name in names and name not in files] or None,
                 commit_message=f"Upload {check_config(folder)['architecture']}",
-                parent_commit=parent,
-            )
-            commit = str(api.model_info(repo_id).sha)
+                parent_commit=head.sha,
+            ).oid
             changed = commit != head.sha
             if differs := _differing(api, repo_id, commit, folder, files):
                 raise ValueError(f"{repo_id!r} at {commit} does not hold what was sent ({differs}); nothing was tagged")
     reload_from_hub(folder, repo_id, commit)
-    with hub_errors(repo_id, commit):
-        if tag is not None and tag not in tags:
-            api.create_tag(repo_id, tag=tag, revision=commit)
+    if tag is not None and tag not in tags:
+        try:
+            with hub_errors(repo_id, commit):
+                api.create_tag(repo_id, tag=tag, revision=commit)
+        except (ValueError, ConnectionError) as error:
+            raise type(error)(f"{error}. The files are there as {commit}, only the tag {tag!r} is missing") from None
     return Published(repo_id, commit, sha256_of(folder / WEIGHTS), tag, changed)
 
 
@@ -243,7 +255,7 @@ def check_target(repo_id: str, tag: str | None) -> None:
         validate_repo_id(repo_id)
         if repo_id.count("/") != 1:
             raise HFValidationError
-    if tag is not None and (tag == "main" or not re.fullmatch(r"\w[\w.-]{0,38}", tag) or ".." in tag):
+    if tag is not None and (tag == "main" or not re.fullmatch(r"\w([\w.-]{0,37}\w)?", tag, re.ASCII) or ".." in tag):
         raise ValueError(f"{tag!r} cannot be a tag; expected a name like v1.0")
 
 
@@ -272,6 +284,18 @@ def probe(model: nn.Module, size: Sequence[int]) -> Tensor:
         size: `(C, H, W)` of the images.
     """
     return model.eval()(torch.randn(2, *size, generator=torch.Generator().manual_seed(0)))
+
+
+def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    try:
+        numbers = tuple(float(value) for value in values)
+    except TypeError:
+        numbers = ()
+    if len(numbers) != channels:
+        raise ValueError(f"{name} must be {channels} numbers, one per channel, not {values!r}")
+    return numbers
 
 
 def _differing(api: HfApi, repo_id: str, commit: str, folder: Path, files: Sequence[str]) -> str:

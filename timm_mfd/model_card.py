@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -55,8 +56,8 @@ def render_card(
     args, summary = (run or {}).get("args", {}), (run or {}).get("summary", {})
     name = repo_id or config["architecture"]
     mfd_weight = args.get("mfd_weight")
-    dataset = args.get("dataset", "")
-    hub_dataset = _HUB_DATASETS.get(dataset) or _hub_name(dataset)
+    dataset = _public(args.get("dataset", ""))
+    hub_dataset = _HUB_DATASETS.get(dataset) or _hub_name(args.get("dataset", ""))
     results = None
     if run:
         measured = EvalResult(
@@ -123,6 +124,9 @@ def check_card(text: str, folder: Path | None = None) -> None:
         data = yaml.safe_load(match[1])
     except yaml.YAMLError as error:
         raise ValueError(f"the card's metadata is not plain YAML: {' '.join(str(error).split())}") from None
+    keys = re.findall(r"^([\w-]+):", match[1], re.MULTILINE)
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(f"the card's metadata has {twice[0]} twice")
     if not isinstance(data, dict):
         raise ValueError("the card's metadata is not a mapping")
     for key, value in data.items():
@@ -140,14 +144,16 @@ def check_card(text: str, folder: Path | None = None) -> None:
     if "timm_mfd" not in data.get("tags", []):
         raise ValueError("the card's tags lack timm_mfd")
     body = match[2]
+    prose = re.sub(r"^```.*?^```", "", body, flags=re.DOTALL | re.MULTILINE)
     for left in ("[More Information Needed]", "{{", "{%", "!!python"):
         if left in text:
             raise ValueError(f"the card still holds {left}")
-    if not re.search(r"^# \S", body, re.MULTILINE):
+    if not re.search(r"^# \S", prose, re.MULTILINE):
         raise ValueError("the card has no title")
     if not -1 < body.find("import timm_mfd") < body.find("create_model"):
         raise ValueError("the card does not import timm_mfd before it creates the model")
-    for link in re.findall(r"!\[[^]]*\]\(([^)\s]+)\)", body):
+    for link in re.findall(r"""!\[[^]]*\]\(([^)\s]+)|<img[^>]*\ssrc=["']?([^"'\s>]+)""", prose):
+        link = link[0] or link[1]
         if not link.startswith("https://") and (folder is None or not (folder / link).is_file()):
             raise ValueError(f"the card shows {link}, which is not beside it")
 
@@ -161,7 +167,7 @@ def _are_texts(value: Any) -> bool:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"([\w.-]+/)?[\w.-]+", value) is not None
+    return isinstance(value, str) and re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", value) is not None
 
 
 def _are_ids(value: Any) -> bool:
@@ -190,7 +196,7 @@ def _is_index(value: Any) -> bool:
             )
             for model in value
         )
-    except (TypeError, KeyError):
+    except (TypeError, KeyError, OverflowError):
         return False
 
 
@@ -207,7 +213,7 @@ LICENSES = frozenset(_LICENSES.split())
 _KEYS = {
     "library_name": _is_text,
     "pipeline_tag": _is_text,
-    "license": lambda value: value in LICENSES,
+    "license": lambda value: isinstance(value, str) and value in LICENSES,
     "license_name": _is_text,
     "license_link": _is_text,
     "datasets": _are_ids,
@@ -237,8 +243,9 @@ def _claim(config: Mapping[str, Any], args: Mapping[str, Any], summary: Mapping[
         return f"A timm image classifier of {config['num_classes']} classes."
     weight = args["mfd_weight"]
     method = f"with {_PAPER} of weight {weight:g}" if weight else f"without {_PAPER}: a baseline"
+    classes = f"{config['num_classes']} classes of {_public(args['dataset'])}"
     return (
-        f"{config['architecture']} for the {config['num_classes']} classes of {args['dataset']}, trained {method}: "
+        f"{config['architecture']} for the {classes}, trained {method}: "
         f"{summary['top1']:.2f} % top-1 on {summary['count']:,} held-out images."
     )
 
@@ -271,10 +278,18 @@ def _command(args: Mapping[str, Any]) -> str:
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         elif value is not None:
-            words.append(f"--{flag} " + (" ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+            values = value if isinstance(value, list | tuple) else [value]
+            words.append(" ".join([f"--{flag}", *(shlex.quote(_public(str(item))) for item in values)]))
     if args["data_dir"]:
         words.append("--data-dir DIR")
     return " ".join(words)
+
+
+def _public(source: str) -> str:
+    """Return a source of data or weights, without the path of a folder of this machine."""
+    if source.startswith("local-dir:"):
+        return "local-dir:DIR"
+    return "hfds/DIR" if source.startswith("hfds/") and not _hub_name(source) else source
 
 
 def _hub_name(dataset: str) -> str | None:

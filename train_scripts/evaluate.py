@@ -107,6 +107,8 @@ def as_trained(data: ImageData, model: torch.nn.Module, name: str) -> ImageData:
     if getattr(model, "in_chans", 3) != 3:
         raise ValueError(f"{name} takes images of {model.in_chans} channels, {data.name} has 3")
     labels = cfg.get("label_names")
+    if labels and len(labels) != data.num_classes:
+        raise ValueError(f"{name} has {len(labels)} label names for {data.num_classes} classes")
     if labels and tuple(labels) != tuple(data.class_names):
         ours, theirs = next(pair for pair in zip(labels, data.class_names, strict=True) if pair[0] != pair[1])
         raise ValueError(

@@ -54,7 +54,7 @@ def main(args: Args) -> None:
         folder = build(args)
         check_folder(folder)
         prove(folder)
-        visible = "private" if args.private else "public"
+        visible = "private" if args.private else "public, if it is new"
         print(f"{folder}, built anew, would be published as {args.repo_id} ({visible}), tag {args.tag}:\n")
         for name in FILES:
             if (folder / name).is_file():
@@ -66,8 +66,9 @@ def main(args: Args) -> None:
         published = push_to_hub(folder, args.repo_id, private=args.private, tag=args.tag)
     print(f"\n{'published' if published.changed else 'was there already'}: {args.repo_id} at {published.commit}")
     print(f"tagged {published.tag}; read back from the Hub, it answers bit for bit as the folder\n")
-    print("for timm_mfd/models/_pretrained.py:\n")
-    print(table_row(published, check_config(folder)))
+    if row := table_row(published, check_config(folder)):
+        print("for timm_mfd/models/_pretrained.py:\n")
+        print(row)
 
 
 def build(args: Args) -> Path:
@@ -93,6 +94,10 @@ def build(args: Args) -> Path:
         }
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"--run-dir {run} is damaged: {error}") from None
+    folder = run / "publish"
+    others = [path.name for path in folder.iterdir() if path.name not in FILES] if folder.is_dir() else []
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()) or others:
+        raise ValueError(f"{folder} is built anew, and holds {', '.join(others) or 'no folder'}; move that away first")
     new = run / "publish.partial"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -101,18 +106,21 @@ def build(args: Args) -> Path:
     pictures = tuple(name for name in PICTURES if (run / name).is_file())
     for name in pictures:
         shutil.copyfile(run / name, new / name)
-    card = render_card(
-        config,
-        sha256_of(new / WEIGHTS),
-        described,
-        repo_id=args.repo_id,
-        license=license,
-        comparison=compare(described["args"].get("recipe"), args.results),
-        pictures=pictures,
-    )
+    try:
+        card = render_card(
+            config,
+            sha256_of(new / WEIGHTS),
+            described,
+            repo_id=args.repo_id,
+            license=license,
+            comparison=compare(described["args"].get("recipe"), args.results),
+            pictures=pictures,
+        )
+    except KeyError as error:
+        raise ValueError(f"--run-dir {run} is damaged: args.json or summary.json lacks {error}") from None
     (new / CARD).write_text(card, encoding="utf-8")
-    replace_folder(new, run / "publish")
-    return run / "publish"
+    replace_folder(new, folder)
+    return folder
 
 
 def compare(recipe_name: str | None, folder: Path) -> dict[str, str] | None:
@@ -149,13 +157,17 @@ def prove(folder: Path) -> None:
             raise ValueError(f"{folder} loaded by {create.__module__} does not answer as its own weights")
 
 
-def table_row(published: Published, config: dict[str, Any]) -> str:
-    """Return the line that makes the published weights a pretrained tag of the package."""
+def table_row(published: Published, config: dict[str, Any]) -> str | None:
+    """Return the line that makes the published weights a pretrained tag of the package, if it is called ARCH.TAG."""
+    arch, _, tag = published.repo_id.split("/")[1].partition(".")
+    if arch != config["architecture"] or not tag or not arch.endswith("_mfd"):
+        return None
     cfg = config["pretrained_cfg"]
     keys = ("input_size", "mean", "std", "crop_pct", "interpolation")
     preprocessing = {key: tuple(cfg[key]) if isinstance(cfg[key], list) else cfg[key] for key in keys}
-    arguments = {"stem": config["model_args"].get("stem"), "num_classes": config["num_classes"]}
-    tag = published.repo_id.split("/")[1].partition(".")[2] or "TAG"
+    usual = {"in_chans": 3, "global_pool": "avg"}
+    arguments = {"stem": "imagenet", "num_classes": config["num_classes"], **config["model_args"]}
+    arguments = {key: value for key, value in arguments.items() if (key, value) not in usual.items()}
     return (
         f'    "{config["architecture"]}.{tag}": Pretrained(\n        arguments={arguments},\n'
         f"        preprocessing={preprocessing},\n"

@@ -181,7 +181,8 @@ def test_wrong_names_are_named_with_a_remedy(name, kwargs, message):
 
 @pytest.mark.parametrize(
     ("files", "message"),
-    [({}, "config.json missing"), ({"config.json": '{"architecture": "resnet18"}'}, "model.safetensors missing"),
+    [({}, "config.json missing"),
+     ({"config.json": '{"architecture": "resnet18", "num_classes": 1}'}, "model.safetensors missing"),
      ({"config.json": "{", "model.safetensors": ""}, "config.json' is not a model configuration"),
      ({"config.json": '{"architecture": "no_net"}', "model.safetensors": ""}, "unknown architecture: 'no_net'")],
 )  # fmt: skip

@@ -47,6 +47,8 @@ def build(
     overlay = dict(pretrained_cfg_overlay or {})
     own = any(overlay.get(key) for key in _OWN_WEIGHTS)  # weights that the caller brings along
     wanted = pretrained and not own
+    if pretrained and "num_classes" in overlay:
+        raise ValueError("give num_classes itself, not in pretrained_cfg_overlay: the weights have their own classes")
     entry: Pretrained | None = None
     trained_with = (pretrained_model_args or {}).get("stem", "imagenet")
     source: dict[str, Any] = {}
@@ -68,6 +70,8 @@ def build(
         config = check_config(folder)
         if config["architecture"] != name:
             raise ValueError(f"{str(folder)!r} holds a {config['architecture']}, not a {name}")
+        if config.get("model_args", {}) != (pretrained_model_args or {}):
+            raise ValueError(f"{str(folder)!r} changed while it was loaded; try again")
         overlay |= {"source": None, "file": str(check_weights(folder / WEIGHTS, config))}
     if entry is not None:
         trained_with = entry.arguments["stem"]

@@ -21,9 +21,11 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
 
     Args:
         name: A name of timm's registry or of `list_models`, `hf-hub:ORG/NAME` or `local-dir:FOLDER`.
-        pretrained: Load the weights: exactly the published or saved ones, or an error. They are read from safetensors
-            only and compared with the sha256 of the tag, of the configuration that they were saved with, and of the
-            Hub. For `hf-hub:` and `local-dir:` without it the weights are random, with a warning.
+        pretrained: Load the weights. For `*_mfd` models, `hf-hub:` and `local-dir:` exactly what was published or
+            saved, or an error: they are read from safetensors only and compared with the sha256 of the tag, of the
+            configuration that they were saved with, and of the Hub; without it the weights of `hf-hub:` and
+            `local-dir:` are random, with a warning. Weights of timm's own names, and those that you name in a
+            `pretrained_cfg` of your own, are loaded as timm does.
         **kwargs: For `timm.create_model`, such as `num_classes` and `in_chans`. `*_mfd` models also take `stem`:
             `"imagenet"` (timm's own strides, default), `"small"` (first convolution 3x3 with stride 1, max-pool kept:
             for images of 64 px) or `"cifar"` (no max-pool either: for 32 px). The stem is saved with the model.
@@ -58,6 +60,8 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     if not pretrained:
         warnings.warn(f"{name} without pretrained=True has random weights", stacklevel=2)
+    if kwargs.get("pretrained_cfg") is not None:
+        raise ValueError(f"{name} has its own configuration and takes no pretrained_cfg")
     cache_dir = kwargs.pop("cache_dir", None)
     folder = Path(model_id) if source == "local-dir" else download(model_id, cache_dir, weights=pretrained)
     config = check_config(folder)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, get_token, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 from .saved import CONFIG, WEIGHTS, check_sha256
 
@@ -55,6 +56,7 @@ def download(model_id: str, cache_dir: str | Path | None = None, weights: bool =
     repo_id, revision = split_revision(model_id)
     place: dict[str, Any] = {"repo_id": repo_id, "cache_dir": cache_dir}
     known = try_to_load_from_cache(filename=CONFIG, revision=revision, **place)
+    seen = _record(repo_id, revision, cache_dir)
     with hub_errors(repo_id, revision):
         info = None if revision and _COMMIT.fullmatch(revision) and isinstance(known, str) else _info(repo_id, revision)
         if info is None:  # a commit that is here, or no network
@@ -63,8 +65,9 @@ def download(model_id: str, cache_dir: str | Path | None = None, weights: bool =
                 path = _weights(place, folder.name, local_files_only=True)
                 check_sha256(path, path.resolve().name if re.fullmatch("[0-9a-f]{64}", path.resolve().name) else None)
             return folder
-        if isinstance(known, str) and revision and Path(known).parent.name != info.sha:
-            _refuse_moved_tag(repo_id, revision, Path(known).parent.name, info.sha)
+        before = seen.read_text() if seen.is_file() else Path(known).parent.name if isinstance(known, str) else info.sha
+        if revision and before != info.sha:
+            _refuse_moved_tag(repo_id, revision, before, info.sha)
         files = {file.rfilename: file for file in info.siblings}
         for name in (CONFIG, WEIGHTS)[: 1 + weights]:
             if name not in files:
@@ -77,6 +80,9 @@ def download(model_id: str, cache_dir: str | Path | None = None, weights: bool =
         if weights:
             announced = files[WEIGHTS].lfs
             check_sha256(_weights(place, info.sha), announced.sha256 if announced else None)
+        if revision:
+            seen.parent.mkdir(parents=True, exist_ok=True)
+            seen.write_text(info.sha)
         return folder
 
 
@@ -97,6 +103,15 @@ def download_weights(repo_id: str, commit: str, cache_dir: str | Path | None = N
         cached = try_to_load_from_cache(filename=WEIGHTS, revision=commit, **place)
         absent = not isinstance(cached, str) and _info(repo_id, commit) is None
         return _weights(place, commit, local_files_only=absent)
+
+
+def _record(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Path:
+    """Return the file that says which commit a revision was when its weights were last loaded and found in order.
+
+    The cache's own memory of that is overwritten by whoever asks first, such as timm before it asks us.
+    """
+    name = repo_folder_name(repo_id=repo_id, repo_type="model")
+    return Path(cache_dir or constants.HF_HUB_CACHE) / name / "timm_mfd" / (revision or "main")
 
 
 def _weights(place: dict[str, Any], commit: str, local_files_only: bool = False) -> Path:
@@ -164,6 +179,8 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
             if (cause := error.__cause__) and (isinstance(cause, HfHubHTTPError) or _is_unreachable(cause)):
                 raise cause from None
             raise
+    except UnicodeEncodeError:
+        raise ValueError("the Hub's token has characters that no token has; look at HF_TOKEN") from None
     except HFValidationError:
         raise ValueError(f"{repo_id!r} is not a name that the Hub accepts; expected ORG/NAME") from None
     except GatedRepoError:

@@ -58,6 +58,15 @@ def check_config(folder: Path) -> dict[str, Any]:
             )
     if unknown := sorted(preprocessing.keys() - _PREPROCESSING):
         raise ValueError(f"{str(path)!r} has an entry in pretrained_cfg that a saved model may not set: {unknown[0]}")
+    classes = config.get("num_classes")
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
+        raise ValueError(f"{str(path)!r} must say num_classes as a number, not {classes!r}")
+    if not _are_texts(config.get("label_names", [])):
+        raise ValueError(f"{str(path)!r} has label_names that are not a list of names")
+    for layer in ("classifier", "first_conv"):
+        value = preprocessing.get(layer)
+        if value is not None and not isinstance(value, str) and not _are_texts(value):
+            raise ValueError(f"{str(path)!r} has {layer}: {value!r}, which is not the name of a layer")
     places = {
         "num_classes": config.get("num_classes"),
         "model_args.num_classes": arguments.get("num_classes"),
@@ -141,6 +150,10 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(isinstance(item, int) for item in value)
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _names(value: Any) -> tuple[str, ...]:
