@@ -1,13 +1,17 @@
-"""Streaming per-stage correlation statistics, as in the paper's Tables I and III."""
+"""Streaming per-stage correlation statistics: the paper's Tables I and III, and which channels are superfluous."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from .stages import forward_stages
+from .stages import StageInfo, forward_stages, stage_info
 
 CORRELATION_IMAGES = 1000  # held-out images behind the correlations before and after training
+NEAR_DEAD = 0.01  # a channel is near-dead if its std is below this share of the median std of its stage
 
 
 class ChannelMoments:
@@ -47,26 +51,196 @@ class ChannelMoments:
         self._sum += samples.sum(0)
         self._gram.addmm_(samples.T, samples)
 
+    def merge(self, other: "ChannelMoments") -> None:
+        """Add the samples of another one, which is left as it is; the order of merging changes rounding only.
+
+        Args:
+            other: Moments of the same channels.
+        """
+        if other._origin is None or other._sum is None or other._gram is None:
+            return
+        if self._origin is None or self._sum is None or self._gram is None:
+            self._origin = other._origin.clone()
+            self._sum, self._gram = torch.zeros_like(other._sum), torch.zeros_like(other._gram)
+        shift = other._origin.to(self._origin) - self._origin  # 0 for a channel that is constant in both
+        total = other._sum.to(self._sum)
+        cross = torch.outer(total, shift)
+        self._gram += other._gram.to(self._gram) + cross + cross.T + other.count * torch.outer(shift, shift)
+        self._sum += total + other.count * shift
+        self.count += other.count
+
     def correlation(self) -> Tensor:
         """Return the Pearson correlation matrix `[C, C]` in float64; constant channels correlate 0 with everything.
 
         Raises:
             ValueError: If fewer than 2 samples were added.
         """
-        if self.count < 2 or self._gram is None or self._sum is None:
-            raise ValueError(f"correlation needs at least 2 samples, got {self.count}")
-        covariance = self._gram - torch.outer(self._sum, self._sum) / self.count
-        variance = covariance.diagonal().clamp_min(0)
-        # What is left of a variance below this is rounding of the two sums it is the difference of.
-        varies = variance > 1e-12 * self._gram.diagonal()
-        inverse_norm = torch.where(varies, variance, torch.inf).rsqrt()
+        covariance = self._covariance()
+        inverse_norm = torch.where(self.varies(), covariance.diagonal(), torch.inf).rsqrt()
         return (covariance * inverse_norm * inverse_norm[:, None]).clamp(-1, 1)
+
+    def std(self) -> Tensor:
+        """Return the standard deviation of each channel, `[C]`; exactly 0 for a constant one."""
+        variance = self._covariance().diagonal() / self.count
+        return torch.where(self.varies(), variance, 0.0).sqrt()
+
+    def varies(self) -> Tensor:
+        """Return which channels are not constant, `[C]`."""
+        covariance = self._covariance()
+        assert self._gram is not None
+        # What is left of a variance below this is rounding of the two sums it is the difference of.
+        return covariance.diagonal() > 1e-12 * self._gram.diagonal()
 
     def mean_abs_correlation(self) -> float:
         """Return the mean of |r| over all pairs of different channels, in [0, 1] (0 for a single channel)."""
-        r = self.correlation().abs()
-        channels = r.shape[0]
-        return float((r.sum() - r.diagonal().sum()) / max(channels * (channels - 1), 1))
+        return _mean_of_pairs(self.correlation().abs())
+
+    def _covariance(self) -> Tensor:
+        """Return the sums of products of deviations from the mean, `[C, C]`."""
+        if self.count < 2 or self._gram is None or self._sum is None:
+            raise ValueError(f"correlation needs at least 2 samples, got {self.count}")
+        return self._gram - torch.outer(self._sum, self._sum) / self.count
+
+
+class ClassMeans:
+    """Mean activation of each channel over the images of each class, summed over batches in float64."""
+
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+        self._sum: Tensor | None = None
+        self._images = torch.zeros(num_classes, dtype=torch.double)
+
+    def update(self, x: Tensor, labels: Tensor) -> None:
+        """Add one batch.
+
+        Args:
+            x: Feature map `[B, C, H, W]`.
+            labels: `[B]`.
+        """
+        means, labels = x.detach().cpu().double().mean((2, 3)), labels.cpu()
+        if self._sum is None:
+            self._sum = means.new_zeros(self._num_classes, means.shape[1])
+        self._sum.index_add_(0, labels, means)
+        self._images += torch.bincount(labels, minlength=self._num_classes)
+
+    def merge(self, other: "ClassMeans") -> None:
+        """Add the images of another one, which is left as it is."""
+        if other._sum is not None:
+            self._sum = other._sum.clone() if self._sum is None else self._sum + other._sum
+            self._images = self._images + other._images
+
+    def mean_abs_correlation(self) -> float | None:
+        """Return the mean |r| of pairs of channels over the class means; None with fewer than 3 classes."""
+        seen = self._images > 0
+        if self._sum is None or seen.sum() < 3:
+            return None
+        moments = ChannelMoments()
+        moments.update((self._sum[seen] / self._images[seen, None])[:, :, None, None])
+        return moments.mean_abs_correlation()
+
+
+@dataclass(frozen=True)
+class StageRedundancy:
+    """How redundant the channels of one stage are, over n samples (pixels of all images).
+
+    Attributes:
+        stage: Index of the stage.
+        module: Its name in the model.
+        channels: C.
+        size: `(H, W)`.
+        samples: n.
+        mean_abs_r: Mean |r| of pairs of different channels, in [0, 1]: an entry of Tables I and III.
+        mean_r2: Mean r^2 of pairs, in [0, 1]: Eq. 5.
+        noise_floor: 1 / (n - 1), the mean r^2 of independent channels if the samples are independent. Neighbouring
+            pixels are not, so that the true floor is higher.
+        corrected_r2: Mean of r^2 - (1 - r^2) / (n - 2) over pairs of channels that vary: about 0 for noise.
+        effective_rank: exp(entropy) of the eigenvalues of the correlation matrix as shares of their sum, in [1, C]
+            (Roy and Vetterli, 2007); 0 if no channel varies.
+        dead: Channels that are constant.
+        near_dead: Channels that vary, with less than `NEAR_DEAD` of the median std of those that vary.
+        groups: Groups of near-duplicates, the largest first: |r| > tau for every pair in a group.
+        tau: That threshold.
+        class_mean_abs_r: Mean |r| of pairs over the class means; None without labels or with fewer than 3 classes.
+        correlation: The matrix `[C, C]`.
+    """
+
+    stage: int
+    module: str
+    channels: int
+    size: tuple[int, int]
+    samples: int
+    mean_abs_r: float
+    mean_r2: float
+    noise_floor: float
+    corrected_r2: float
+    effective_rank: float
+    dead: tuple[int, ...]
+    near_dead: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
+    tau: float
+    class_mean_abs_r: float | None
+    correlation: Tensor
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the matrix, as plain values."""
+        return {key: value for key, value in asdict(self).items() if key != "correlation"}
+
+
+@torch.no_grad()
+def measure_redundancy(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    *,
+    indices: Sequence[int] | None = None,
+    num_classes: int | None = None,
+    tau: float = 0.95,
+) -> list[StageRedundancy]:
+    """Measure how redundant the channels of every stage of a model are.
+
+    One pass over the data; the memory does not grow with the number of images. Under torch.distributed every process
+    brings its own images, and all get the statistics of all of them.
+
+    Args:
+        model: Any timm model; run in evaluation mode, its training mode is restored.
+        batches: Pairs of images `[B, in_chans, H, W]` on the model's device and labels `[B]` or None.
+        indices: Which stages, see `timm_mfd.forward_stages`.
+        num_classes: Number of classes behind the labels. Default: no class means.
+        tau: Channels with |r| above it are near-duplicates, in (0, 1).
+
+    Returns:
+        One entry per stage.
+
+    Raises:
+        ValueError: If there is no image, or `tau` is out of range.
+
+    Example:
+        >>> measure_redundancy(model, [(images, labels)], num_classes=10)[0].mean_abs_r
+        0.31
+    """
+    if not 0 < tau < 1:
+        raise ValueError(f"tau must be between 0 and 1, not {tau}")
+    infos = stage_info(model, indices)
+    moments = [ChannelMoments() for _ in infos]
+    means = [ClassMeans(num_classes or 0) for _ in infos]
+    sizes: list[tuple[int, int]] | None = None
+    for stages, labels in _outputs(model, batches, indices):
+        sizes = [(stage.shape[2], stage.shape[3]) for stage in stages]
+        for number, stage in enumerate(stages):
+            moments[number].update(stage)
+            if num_classes and labels is not None:
+                means[number].update(stage, labels)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, (moments, means, sizes))
+        moments, means = [ChannelMoments() for _ in infos], [ClassMeans(num_classes or 0) for _ in infos]
+        for their_moments, their_means, their_sizes in gathered:
+            sizes = sizes or their_sizes
+            for number in range(len(infos)):
+                moments[number].merge(their_moments[number])
+                means[number].merge(their_means[number])
+    if sizes is None:
+        raise ValueError("no images to measure the correlation on")
+    return [_summarise(*stage, tau) for stage in zip(infos, sizes, moments, means, strict=True)]
 
 
 @torch.no_grad()
@@ -81,7 +255,7 @@ def mean_abs_correlation(
         indices: Which stages, see `timm_mfd.forward_stages`.
 
     Returns:
-        One value in [0, 1] per stage, over the samples of all batches together.
+        One value in [0, 1] per stage, over the samples of all batches of this process together.
 
     Raises:
         ValueError: If there is no batch.
@@ -90,17 +264,99 @@ def mean_abs_correlation(
         >>> mean_abs_correlation(model, [images])
         [0.31, 0.22, 0.18, 0.09, 0.12]
     """
-    was_training = model.training
-    model.eval()
     moments: list[ChannelMoments] = []
-    try:
-        for images in batches:
-            stages = forward_stages(model, images, indices).stages
-            moments = moments or [ChannelMoments() for _ in stages]
-            for moment, stage in zip(moments, stages, strict=True):
-                moment.update(stage)
-    finally:
-        model.train(was_training)
+    for stages, _ in _outputs(model, ((images, None) for images in batches), indices):
+        moments = moments or [ChannelMoments() for _ in stages]
+        for moment, stage in zip(moments, stages, strict=True):
+            moment.update(stage)
     if not moments:
         raise ValueError("no images to measure the correlation on")
     return [moment.mean_abs_correlation() for moment in moments]
+
+
+def near_duplicates(correlation: Tensor, tau: float) -> tuple[tuple[int, ...], ...]:
+    """Find groups of channels that are near-duplicates of each other, up to scale, offset and sign.
+
+    Complete linkage: the two most similar groups are united as long as every pair of their channels has |r| > tau.
+
+    Args:
+        correlation: `[C, C]`; a constant channel correlates 0 with every other, and is in no group.
+        tau: The threshold.
+
+    Returns:
+        Groups of at least two channels in ascending order, the largest group first.
+
+    Example:
+        >>> near_duplicates(torch.tensor([[1.0, -0.99, 0.1], [-0.99, 1.0, 0.2], [0.1, 0.2, 1.0]]), 0.95)
+        ((0, 1),)
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage  # here, so that `import timm_mfd` does not need it
+
+    channels = len(correlation)
+    if channels < 2:
+        return ()
+    distance = 1 - correlation.abs().cpu().double()
+    rows, columns = torch.triu_indices(channels, channels, 1)
+    of_channel = fcluster(linkage(distance[rows, columns].numpy(), "complete"), 1 - tau, "distance")
+    groups: dict[int, list[int]] = {}
+    for channel, group in enumerate(of_channel.tolist()):
+        groups.setdefault(group, []).append(channel)
+    found = (tuple(group) for group in groups.values() if len(group) > 1)
+    return tuple(sorted(found, key=lambda group: (-len(group), group)))
+
+
+def _outputs(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]], indices: Sequence[int] | None
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+    was_training = model.training
+    model.eval()
+    try:
+        for images, labels in batches:
+            yield forward_stages(model, images, indices).stages, labels
+    finally:
+        model.train(was_training)
+
+
+def _summarise(
+    info: StageInfo, size: tuple[int, int], moments: ChannelMoments, means: ClassMeans, tau: float
+) -> StageRedundancy:
+    r, varies, n = moments.correlation(), moments.varies(), moments.count
+    std = moments.std()
+    faint = varies & (std < NEAR_DEAD * std[varies].median()) if varies.any() else varies
+    # A pair with a constant channel has no noise to be corrected.
+    live = varies[:, None] & varies
+    corrected = torch.where(live, r.square() - (1 - r.square()) / max(n - 2, 1), 0.0)
+    return StageRedundancy(
+        stage=info.index,
+        module=info.module,
+        channels=len(r),
+        size=size,
+        samples=n,
+        mean_abs_r=_mean_of_pairs(r.abs()),
+        mean_r2=_mean_of_pairs(r.square()),
+        noise_floor=1 / (n - 1),
+        corrected_r2=_mean_of_pairs(corrected),
+        effective_rank=_effective_rank(r[varies][:, varies]),
+        dead=_positions(~varies),
+        near_dead=_positions(faint),
+        groups=near_duplicates(r, tau),
+        tau=tau,
+        class_mean_abs_r=means.mean_abs_correlation(),
+        correlation=r,
+    )
+
+
+def _mean_of_pairs(values: Tensor) -> float:
+    channels = values.shape[0]
+    return float((values.sum() - values.diagonal().sum()) / max(channels * (channels - 1), 1))
+
+
+def _effective_rank(correlation: Tensor) -> float:
+    if len(correlation) == 0:
+        return 0.0
+    share = torch.linalg.eigvalsh(correlation).clamp_min(0) / len(correlation)
+    return float(torch.special.entr(share).sum().exp())
+
+
+def _positions(mask: Tensor) -> tuple[int, ...]:
+    return tuple(mask.nonzero().flatten().tolist())
