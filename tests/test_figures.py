@@ -4,10 +4,23 @@ import re
 
 import matplotlib.image
 import pytest
+import torch
 from test_report import WITH, WITHOUT, results_of
 
-from timm_mfd.figures import accuracy_against_weight, ours_against_paper, training_curves
+from timm_mfd.figures import (
+    accuracy_against_weight,
+    correlation_by_stage,
+    correlation_distribution,
+    correlation_heat_maps,
+    feature_maps,
+    ours_against_paper,
+    training_curves,
+)
+from timm_mfd.figures.correlations import by_group
+from timm_mfd.figures.feature_maps import frames_of, letter
+from timm_mfd.redundancy import ChannelMoments, ClassMeans, _summarise
 from timm_mfd.report import rows_of
+from timm_mfd.stages import StageInfo
 
 
 def line(epoch, per_stage=(0.2, 0.1)):
@@ -70,3 +83,67 @@ def test_no_rows_are_an_error(tmp_path):
     for draw in (ours_against_paper, accuracy_against_weight):
         with pytest.raises(ValueError, match="no rows"):
             draw([], tmp_path / "rows.png", "nothing")
+
+
+def measured(seed=0, stages=2, channels=12):
+    """Stages of noise in which channel 4 is a copy of 1, and channel 6 is dead."""
+    torch.manual_seed(seed)
+    found, maps = [], []
+    for index in range(stages):
+        x = torch.randn(20, channels, 4, 4)
+        x[:, 4], x[:, 6] = x[:, 1], 0.5
+        moments = ChannelMoments()
+        moments.update(x)
+        found.append(_summarise(StageInfo(index, f"layer{index}", channels, 2), (4, 4), moments, ClassMeans(0), 0.95))
+        maps.append(x[0])
+    return found, maps
+
+
+def test_feature_maps_frame_copies_alike_and_cross_out_what_is_dead(tmp_path):
+    found, maps = measured(stages=1)
+    svg = feature_maps(torch.rand(3, 8, 8), maps, found, tmp_path / "a.svg", "noise").read_text()
+    assert "<!-- stage 0, channels 0-11: 2 in groups with |r| &gt; 0.95, 1 dead -->" in svg
+    assert svg.count("<!-- a -->") == 2
+    assert svg.count("stroke: #0072b2") == 8  # four sides of two frames
+    assert len(re.findall('<path d="[^"]*" clip-path="[^"]*" style="fill: none; stroke: #999999', svg)) == 2
+    image = matplotlib.image.imread(feature_maps(torch.rand(3, 8, 8), maps, found, tmp_path / "a.png", "noise"))
+    assert image[..., :3].std() > 0.01
+
+
+def test_only_groups_of_which_two_are_shown_get_a_frame():
+    assert frames_of([(0, 70, 80), (1, 2)], 64) == {1: ("#0072B2", "a"), 2: ("#0072B2", "a")}
+    assert [letter(number) for number in (0, 25, 26, 51, 52)] == ["a", "z", "aa", "az", "ba"]
+
+
+def test_a_heat_map_starts_with_the_groups_and_ends_with_the_dead(tmp_path):
+    found, _ = measured()
+    order = by_group(found[0].correlation, found[0].groups, found[0].dead)
+    assert order[:2] == [1, 4]
+    assert order[-1] == 6
+    assert sorted(order) == list(range(12))
+    models = {"without": found, "with": measured(1)[0]}
+    svg = correlation_heat_maps(models, tmp_path / "a.svg", "noise").read_text()
+    assert svg.count("<image ") >= 4
+    assert svg.count(f"<!-- stage 1: mean |r| {found[1].mean_abs_r:.3f} -->") == 1
+    assert "<!-- 12 channels, 1 dead -->" in svg
+
+
+def test_correlations_of_two_models_stand_side_by_side(tmp_path):
+    models = {"without": measured()[0], "with": measured(1)[0]}
+    svg = correlation_distribution(models, tmp_path / "a.svg", "noise").read_text()
+    assert "<!-- without -->" in svg
+    assert "<!-- with -->" in svg
+    values = {"before": [0.4, 0.25], "after": [0.125, 0.5]}
+    svg = correlation_by_stage(values, [1, 3], tmp_path / "b.svg", "noise").read_text()
+    for text in ("0.400", "0.250", "0.125", "0.500", "stage 1", "stage 3", "before", "after"):
+        assert f"<!-- {text} -->" in svg
+
+
+def test_nothing_to_draw_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no stages"):
+        feature_maps(torch.rand(3, 8, 8), [], [], tmp_path / "a.png", "nothing")
+    for draw in (correlation_heat_maps, correlation_distribution):
+        with pytest.raises(ValueError, match="no correlations"):
+            draw({}, tmp_path / "a.png", "nothing")
+    with pytest.raises(ValueError, match="no correlations"):
+        correlation_by_stage({}, [], tmp_path / "a.png", "nothing")

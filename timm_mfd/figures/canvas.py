@@ -1,0 +1,32 @@
+"""What all pictures share: colours, the canvas, the look of axes, and the file they end in."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours: told apart by colour-blind people and in grey print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """Return an empty figure of a size in inches, without a window."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def plain(axes: Iterable[Axes], grid: str = "both") -> None:
+    """Give axes a faint grid and no box."""
+    for one in axes:
+        one.grid(axis=grid, alpha=0.3)  # type: ignore[arg-type]
+        one.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure; the ending chooses the format (png, svg, pdf)."""
+    figure.savefig(path, dpi=150)
+    return Path(path)
