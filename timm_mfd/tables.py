@@ -1,7 +1,8 @@
 """Tables for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from .redundancy import StageRedundancy
 from .stages import StageInfo
 
 
@@ -37,4 +38,30 @@ def correlation_table(stages: Sequence[int], before: Sequence[float], after: Seq
     """
     rows = [f"mean |r|   before   after   (on {images:,} held-out images)"]
     rows += [f"stage {s:<3} {b:>8.3f} {a:>7.3f}" for s, b, a in zip(stages, before, after, strict=True)]
+    return "\n".join(rows)
+
+
+def redundancy_table(models: Mapping[str, Sequence[StageRedundancy]]) -> str:
+    """Set what `measure_redundancy` found in each stage side by side for one or more models.
+
+    Args:
+        models: For each model its stages.
+
+    Returns:
+        A Markdown table.
+    """
+    rows = [
+        "| model | stage | channels | size | mean \\|r\\| | mean r^2 | above noise | effective rank | dead | near-dead "
+        "| in groups | of class means |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, stages in models.items():
+        for s in stages:
+            grouped = sum(len(group) for group in s.groups)
+            of_means = "-" if s.class_mean_abs_r is None else f"{s.class_mean_abs_r:.3f}"
+            rows.append(
+                f"| {name} | {s.stage} | {s.channels} | {s.size[0]}x{s.size[1]} | {s.mean_abs_r:.3f} | {s.mean_r2:.4f} "
+                f"| {s.corrected_r2:.4f} | {s.effective_rank:.1f} | {len(s.dead)} | {len(s.near_dead)} | {grouped} "
+                f"| {of_means} |"
+            )
     return "\n".join(rows)
