@@ -18,7 +18,8 @@ from timm_mfd.figures import (
 )
 from timm_mfd.figures.correlations import by_group
 from timm_mfd.figures.feature_maps import frames_of, letter
-from timm_mfd.redundancy import ChannelMoments, ClassMeans, _summarise
+from timm_mfd.moments import ChannelMoments, ClassMeans
+from timm_mfd.redundancy import StageRedundancy
 from timm_mfd.report import rows_of
 from timm_mfd.stages import StageInfo
 
@@ -94,7 +95,7 @@ def measured(seed=0, stages=2, channels=12):
         x[:, 4], x[:, 6] = x[:, 1], 0.5
         moments = ChannelMoments()
         moments.update(x)
-        found.append(_summarise(StageInfo(index, f"layer{index}", channels, 2), (4, 4), moments, ClassMeans(0), 0.95))
+        found.append(StageRedundancy.of(StageInfo(index, f"layer{index}", channels, 2), (4, 4), moments, ClassMeans(0), 0.95))
         maps.append(x[0])
     return found, maps
 
@@ -104,7 +105,7 @@ def test_feature_maps_frame_copies_alike_and_cross_out_what_is_dead(tmp_path):
     svg = feature_maps(torch.rand(3, 8, 8), maps, found, tmp_path / "a.svg", "noise").read_text()
     assert "<!-- stage 0, channels 0-11: 2 in groups with |r| &gt; 0.95, 1 dead -->" in svg
     assert svg.count("<!-- a -->") == 2
-    assert svg.count("stroke: #0072b2") == 8  # four sides of two frames
+    assert svg.count("stroke: #0072b2") == 2
     assert len(re.findall('<path d="[^"]*" clip-path="[^"]*" style="fill: none; stroke: #999999', svg)) == 2
     image = matplotlib.image.imread(feature_maps(torch.rand(3, 8, 8), maps, found, tmp_path / "a.png", "noise"))
     assert image[..., :3].std() > 0.01

@@ -9,10 +9,9 @@ import torch
 from processes import run_processes
 
 from timm_mfd import create_model, forward_stages
+from timm_mfd.moments import ChannelMoments, ClassMeans
 from timm_mfd.redundancy import (
-    ChannelMoments,
-    ClassMeans,
-    _summarise,
+    StageRedundancy,
     mean_abs_correlation,
     measure_redundancy,
     near_duplicates,
@@ -20,27 +19,6 @@ from timm_mfd.redundancy import (
 from timm_mfd.stages import stage_info
 
 CLASSES = 4
-
-
-def test_batches_add_up_to_numpys_correlation_of_all_samples():
-    x = torch.einsum("ij,bjhw->bihw", torch.randn(6, 6), torch.randn(20, 6, 3, 4)) + 50
-    moments = ChannelMoments()
-    for part in x.split([1, 7, 12]):
-        moments.update(part)
-    expected = np.corrcoef(x.double().transpose(0, 1).flatten(1).numpy())
-    np.testing.assert_allclose(moments.correlation().numpy(), expected, atol=1e-9)
-    off_diagonal = np.abs(expected)[~np.eye(6, dtype=bool)].mean()
-    assert moments.mean_abs_correlation() == pytest.approx(off_diagonal, abs=1e-9)
-
-
-@pytest.mark.parametrize("value", [0.0, 0.1, 1e4])
-def test_constant_channels_correlate_with_nothing(value):
-    x = torch.randn(8, 3, 4, 4)
-    x[:, 1] = value
-    moments = ChannelMoments()
-    for part in x.split(3):
-        moments.update(part)
-    assert torch.equal(moments.correlation()[1], torch.zeros(3, dtype=torch.float64))
 
 
 def test_model_measurement_equals_all_activations_at_once_and_restores_the_mode():
@@ -59,8 +37,6 @@ def test_model_measurement_equals_all_activations_at_once_and_restores_the_mode(
 def test_no_samples_are_an_error():
     with pytest.raises(ValueError, match="no images"):
         mean_abs_correlation(timm.create_model("test_resnet"), [])
-    with pytest.raises(ValueError, match="at least 2 samples, got 0"):
-        ChannelMoments().correlation()
 
 
 def model_and_data(name):
@@ -133,23 +109,6 @@ def test_two_processes_with_uneven_shares_give_the_statistics_of_one(name, tmp_p
         check_against_numpy(found, *model_and_data(name))
 
 
-def test_merging_is_adding_batches_and_leaves_the_other_as_it_is():
-    x = torch.randn(30, 5, 2, 2) * 3 + 100
-    x[:, 3] = 0.1
-    whole, parts = ChannelMoments(), [ChannelMoments() for _ in range(4)]
-    whole.update(x)
-    for moments, part in zip(parts, x.split([1, 12, 17]), strict=False):
-        moments.update(part)  # the last one stays empty
-    before = parts[1].correlation()
-    total = ChannelMoments()
-    for moments in parts:
-        total.merge(moments)
-    assert total.count == whole.count
-    torch.testing.assert_close(total.correlation(), whole.correlation(), atol=1e-12, rtol=0)
-    assert total.std()[3] == 0
-    assert torch.equal(parts[1].correlation(), before)
-
-
 def test_planted_groups_and_dead_channels_are_found_and_no_others():
     torch.manual_seed(0)
     model = create_model("mobilenetv2_100_mfd", stem="cifar").eval()
@@ -189,7 +148,7 @@ def test_noise_has_full_rank_and_nothing_above_its_floor():
     model = timm.create_model("test_resnet")
     moments = ChannelMoments()
     moments.update(torch.randn(50, 40, 4, 4))
-    noise = _summarise(stage_info(model)[0], (4, 4), moments, ClassMeans(0), 0.9)
+    noise = StageRedundancy.of(stage_info(model)[0], (4, 4), moments, ClassMeans(0), 0.9)
     assert noise.mean_r2 == pytest.approx(noise.noise_floor, rel=0.1)
     assert abs(noise.corrected_r2) < 0.1 * noise.noise_floor
     assert noise.effective_rank > 38

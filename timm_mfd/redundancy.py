@@ -8,135 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .moments import ChannelMoments, ClassMeans, mean_of_pairs
 from .stages import StageInfo, forward_stages, stage_info
 
 CORRELATION_IMAGES = 1000  # held-out images behind the correlations before and after training
 NEAR_DEAD = 0.01  # a channel is near-dead if its std is below this share of the median std of its stage
-
-
-class ChannelMoments:
-    """First and second moments of the channels of one stage, summed over batches in float64.
-
-    Example:
-        >>> moments = ChannelMoments()
-        >>> for x in batches:
-        ...     moments.update(x)
-        >>> moments.mean_abs_correlation()
-        0.142
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._origin: Tensor | None = None
-        self._sum: Tensor | None = None
-        self._gram: Tensor | None = None
-
-    def update(self, x: Tensor) -> None:
-        """Add one batch.
-
-        Args:
-            x: Feature map `[B, C, H, W]`; every pixel of every image is a sample.
-        """
-        x = x.detach().cpu() if x.device.type == "mps" else x.detach()  # which has no float64
-        samples = x.permute(0, 2, 3, 1).flatten(0, 2).double()
-        if self._origin is None:
-            # One sample of each channel is the origin: constant channels sum to exactly 0, a large mean is harmless.
-            self._origin = samples[0].clone()
-            self._sum = torch.zeros_like(self._origin)
-            self._gram = samples.new_zeros(samples.shape[1], samples.shape[1])
-        assert self._sum is not None
-        assert self._gram is not None
-        samples = samples - self._origin
-        self.count += samples.shape[0]
-        self._sum += samples.sum(0)
-        self._gram.addmm_(samples.T, samples)
-
-    def merge(self, other: "ChannelMoments") -> None:
-        """Add the samples of another one, which is left as it is; the order of merging changes rounding only.
-
-        Args:
-            other: Moments of the same channels.
-        """
-        if other._origin is None or other._sum is None or other._gram is None:
-            return
-        if self._origin is None or self._sum is None or self._gram is None:
-            self._origin = other._origin.clone()
-            self._sum, self._gram = torch.zeros_like(other._sum), torch.zeros_like(other._gram)
-        shift = other._origin.to(self._origin) - self._origin  # 0 for a channel that is constant in both
-        total = other._sum.to(self._sum)
-        cross = torch.outer(total, shift)
-        self._gram += other._gram.to(self._gram) + cross + cross.T + other.count * torch.outer(shift, shift)
-        self._sum += total + other.count * shift
-        self.count += other.count
-
-    def correlation(self) -> Tensor:
-        """Return the Pearson correlation matrix `[C, C]` in float64; constant channels correlate 0 with everything.
-
-        Raises:
-            ValueError: If fewer than 2 samples were added.
-        """
-        covariance = self._covariance()
-        inverse_norm = torch.where(self.varies(), covariance.diagonal(), torch.inf).rsqrt()
-        return (covariance * inverse_norm * inverse_norm[:, None]).clamp(-1, 1)
-
-    def std(self) -> Tensor:
-        """Return the standard deviation of each channel, `[C]`; exactly 0 for a constant one."""
-        variance = self._covariance().diagonal() / self.count
-        return torch.where(self.varies(), variance, 0.0).sqrt()
-
-    def varies(self) -> Tensor:
-        """Return which channels are not constant, `[C]`."""
-        covariance = self._covariance()
-        assert self._gram is not None
-        # What is left of a variance below this is rounding of the two sums it is the difference of.
-        return covariance.diagonal() > 1e-12 * self._gram.diagonal()
-
-    def mean_abs_correlation(self) -> float:
-        """Return the mean of |r| over all pairs of different channels, in [0, 1] (0 for a single channel)."""
-        return _mean_of_pairs(self.correlation().abs())
-
-    def _covariance(self) -> Tensor:
-        """Return the sums of products of deviations from the mean, `[C, C]`."""
-        if self.count < 2 or self._gram is None or self._sum is None:
-            raise ValueError(f"correlation needs at least 2 samples, got {self.count}")
-        return self._gram - torch.outer(self._sum, self._sum) / self.count
-
-
-class ClassMeans:
-    """Mean activation of each channel over the images of each class, summed over batches in float64."""
-
-    def __init__(self, num_classes: int) -> None:
-        self._num_classes = num_classes
-        self._sum: Tensor | None = None
-        self._images = torch.zeros(num_classes, dtype=torch.double)
-
-    def update(self, x: Tensor, labels: Tensor) -> None:
-        """Add one batch.
-
-        Args:
-            x: Feature map `[B, C, H, W]`.
-            labels: `[B]`.
-        """
-        means, labels = x.detach().cpu().double().mean((2, 3)), labels.cpu()
-        if self._sum is None:
-            self._sum = means.new_zeros(self._num_classes, means.shape[1])
-        self._sum.index_add_(0, labels, means)
-        self._images += torch.bincount(labels, minlength=self._num_classes)
-
-    def merge(self, other: "ClassMeans") -> None:
-        """Add the images of another one, which is left as it is."""
-        if other._sum is not None:
-            self._sum = other._sum.clone() if self._sum is None else self._sum + other._sum
-            self._images = self._images + other._images
-
-    def mean_abs_correlation(self) -> float | None:
-        """Return the mean |r| of pairs of channels over the class means; None with fewer than 3 classes."""
-        seen = self._images > 0
-        if self._sum is None or seen.sum() < 3:
-            return None
-        moments = ChannelMoments()
-        moments.update((self._sum[seen] / self._images[seen, None])[:, :, None, None])
-        return moments.mean_abs_correlation()
 
 
 @dataclass(frozen=True)
@@ -184,6 +60,46 @@ class StageRedundancy:
     def to_json(self) -> dict[str, Any]:
         """Return all but the matrix, as plain values."""
         return {key: value for key, value in asdict(self).items() if key != "correlation"}
+
+    @classmethod
+    def of(
+        cls, info: StageInfo, size: tuple[int, int], moments: ChannelMoments, means: ClassMeans, tau: float
+    ) -> "StageRedundancy":
+        """Summarise the sums over all samples of a stage.
+
+        Args:
+            info: Which stage.
+            size: `(H, W)` of its maps.
+            moments: Of all samples.
+            means: Of the classes, if any.
+            tau: Channels with |r| above it are near-duplicates.
+
+        Raises:
+            ValueError: If there are fewer than 2 samples.
+        """
+        r, varies, std, n = moments.correlation(), moments.varies(), moments.std(), moments.count
+        faint = varies & (std < NEAR_DEAD * std[varies].median()) if varies.any() else varies
+        # A pair with a constant channel has no noise to be corrected.
+        live = varies[:, None] & varies
+        corrected = torch.where(live, r.square() - (1 - r.square()) / max(n - 2, 1), 0.0)
+        return cls(
+            stage=info.index,
+            module=info.module,
+            channels=len(r),
+            size=size,
+            samples=n,
+            mean_abs_r=mean_of_pairs(r.abs()),
+            mean_r2=mean_of_pairs(r.square()),
+            noise_floor=1 / (n - 1),
+            corrected_r2=mean_of_pairs(corrected),
+            effective_rank=_effective_rank(r[varies][:, varies]),
+            dead=_positions(~varies),
+            near_dead=_positions(faint),
+            groups=near_duplicates(r, tau),
+            tau=tau,
+            class_mean_abs_r=means.mean_abs_correlation(),
+            correlation=r,
+        )
 
 
 @torch.no_grad()
@@ -240,7 +156,7 @@ def measure_redundancy(
                 means[number].merge(their_means[number])
     if sizes is None:
         raise ValueError("no images to measure the correlation on")
-    return [_summarise(*stage, tau) for stage in zip(infos, sizes, moments, means, strict=True)]
+    return [StageRedundancy.of(*stage, tau) for stage in zip(infos, sizes, moments, means, strict=True)]
 
 
 @torch.no_grad()
@@ -315,40 +231,6 @@ def _outputs(
             yield forward_stages(model, images, indices).stages, labels
     finally:
         model.train(was_training)
-
-
-def _summarise(
-    info: StageInfo, size: tuple[int, int], moments: ChannelMoments, means: ClassMeans, tau: float
-) -> StageRedundancy:
-    r, varies, n = moments.correlation(), moments.varies(), moments.count
-    std = moments.std()
-    faint = varies & (std < NEAR_DEAD * std[varies].median()) if varies.any() else varies
-    # A pair with a constant channel has no noise to be corrected.
-    live = varies[:, None] & varies
-    corrected = torch.where(live, r.square() - (1 - r.square()) / max(n - 2, 1), 0.0)
-    return StageRedundancy(
-        stage=info.index,
-        module=info.module,
-        channels=len(r),
-        size=size,
-        samples=n,
-        mean_abs_r=_mean_of_pairs(r.abs()),
-        mean_r2=_mean_of_pairs(r.square()),
-        noise_floor=1 / (n - 1),
-        corrected_r2=_mean_of_pairs(corrected),
-        effective_rank=_effective_rank(r[varies][:, varies]),
-        dead=_positions(~varies),
-        near_dead=_positions(faint),
-        groups=near_duplicates(r, tau),
-        tau=tau,
-        class_mean_abs_r=means.mean_abs_correlation(),
-        correlation=r,
-    )
-
-
-def _mean_of_pairs(values: Tensor) -> float:
-    channels = values.shape[0]
-    return float((values.sum() - values.diagonal().sum()) / max(channels * (channels - 1), 1))
 
 
 def _effective_rank(correlation: Tensor) -> float:

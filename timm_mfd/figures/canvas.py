@@ -11,6 +11,12 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
+def ink_on(colour: str) -> str:
+    """Return black or white, whichever is easier to read on a colour such as `#E69F00`."""
+    red, green, blue = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
 def new_figure(width: float, height: float, title: str) -> Figure:
     """Return an empty figure of a size in inches, without a window."""
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -70,9 +70,7 @@ def correlation_distribution(
     Example:
         >>> correlation_distribution({"MFD": measured}, "distribution.png", "resnet18 on digits")
     """
-    stages = next(iter(models.values()), ())
-    if not stages:
-        raise ValueError("no correlations to draw")
+    stages = _stages_of(models)
     figure = new_figure(2.6 * len(stages) + 0.6, 3.2, title)
     for number, axes in enumerate(np.atleast_1d(figure.subplots(1, len(stages), sharey=True))):
         for colour, style, measured in zip(COLOURS, ("-", "--", "-.", ":"), models.values(), strict=False):
@@ -108,9 +106,7 @@ def correlation_heat_maps(models: Mapping[str, Sequence[StageRedundancy]], path:
     Example:
         >>> correlation_heat_maps({"MFD": measured}, "heat_maps.png", "resnet18 on digits")
     """
-    stages = next(iter(models.values()), ())
-    if not stages:
-        raise ValueError("no correlations to draw")
+    stages = _stages_of(models)
     figure = new_figure(2.5 * len(stages) + 1.0, 2.8 * len(models) + 0.5, title)
     rows = figure.subplots(len(models), len(stages), squeeze=False)
     for row, (name, measured) in zip(rows, models.items(), strict=True):
@@ -151,3 +147,10 @@ def by_group(correlation: Tensor, groups: Sequence[Sequence[int]], dead: Sequenc
         leaves = leaves_list(linkage(distance[np.triu_indices(len(rest), 1)], "average"))
         rest = [rest[leaf] for leaf in leaves]
     return [*first, *rest, *dead]
+
+
+def _stages_of(models: Mapping[str, Sequence[StageRedundancy]]) -> Sequence[StageRedundancy]:
+    stages = next(iter(models.values()), ())
+    if not stages:
+        raise ValueError("no correlations to draw")
+    return stages

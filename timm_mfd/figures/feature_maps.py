@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..redundancy import StageRedundancy
-from .canvas import COLOURS, new_figure, save
+from .canvas import COLOURS, ink_on, new_figure, save
 
 _COLUMNS = 8
+_PIXELS = 32  # a map is enlarged to at least so many, for the gap between maps to be fine
+_GAP = 0.06  # on each side of a map, as a share of it
 
 
 def feature_maps(
@@ -38,7 +43,8 @@ def feature_maps(
     """
     if not stages:
         raise ValueError("no stages to draw")
-    figure = new_figure(2.6 + 5.2 * len(stages), 5.9, title)
+    rows = max(-(-min(len(values), _COLUMNS**2) // _COLUMNS) for values in maps)
+    figure = new_figure(2.6 + 5.2 * len(stages), max(1.1 + 0.6 * rows, 3.2), title)
     parts = figure.subfigures(1, 1 + len(stages), squeeze=False, width_ratios=[2.2, *(5.2 for _ in stages)])
     left, *panels = parts[0]
     axes = left.subplots()
@@ -50,16 +56,14 @@ def feature_maps(
         duplicates = f"{len(frames)} in groups with |r| > {stage.tau:g}" if frames else f"no |r| > {stage.tau:g}"
         gone = sum(channel < shown for channel in stage.dead)
         panel.suptitle(f"stage {stage.stage}, channels 0-{shown - 1}: {duplicates}, {gone} dead", fontsize=10)
-        grid = panel.subplots(
-            -(-shown // _COLUMNS), _COLUMNS, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05}
-        )
-        for channel, axes in enumerate(grid.flat):
-            axes.set(xticks=[], yticks=[])
-            if channel >= shown:
-                axes.set_visible(False)
-                continue
-            axes.imshow(values[channel].detach().cpu().float().numpy(), cmap="gray", interpolation="nearest")
-            _frame(axes, frames.get(channel), channel in stage.dead)
+        axes = panel.subplots()
+        extent = (0, _COLUMNS, rows, 0)  # a cell is 1 wide and 1 high
+        sheet = contact_sheet(values[:shown], rows)
+        axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+        axes.set(xlim=(-0.1, _COLUMNS + 0.1), ylim=(rows + 0.1, -0.1))
+        axes.axis("off")
+        for channel in range(shown):
+            _mark(axes, channel, frames.get(channel), channel in stage.dead)
     return save(figure, path)
 
 
@@ -84,15 +88,43 @@ def letter(number: int) -> str:
     return (letter(number // 26 - 1) if number >= 26 else "") + chr(ord("a") + number % 26)
 
 
-def _frame(axes: Axes, frame: tuple[str, str] | None, dead: bool) -> None:
+def contact_sheet(maps: Tensor, rows: int) -> np.ndarray:
+    """Lay maps out on a white sheet, each scaled to [0, 1] by itself; constant ones are grey.
+
+    Args:
+        maps: `[C, H, W]`.
+        rows: Of 8 maps each; those that are not needed stay white.
+
+    Returns:
+        `[rows * height of a cell, 8 * its width]`, in [0, 1].
+    """
+    grey = scaled(maps).numpy()
+    height, width = grey.shape[1:]
+    grey = grey.repeat(-(-_PIXELS // height), 1).repeat(-(-_PIXELS // width), 2)
+    gap = round(_GAP * min(grey.shape[1:]))
+    cells = np.ones((rows * _COLUMNS, grey.shape[1] + 2 * gap, grey.shape[2] + 2 * gap), np.float32)
+    cells[: len(grey), gap:-gap, gap:-gap] = grey
+    grid = cells.reshape(rows, _COLUMNS, *cells.shape[1:]).transpose(0, 2, 1, 3)
+    return grid.reshape(rows * cells.shape[1], _COLUMNS * cells.shape[2])
+
+
+def scaled(maps: Tensor) -> Tensor:
+    """Scale each map `[..., H, W]` to [0, 1] by itself; a constant one becomes 0.5. On the CPU."""
+    maps = maps.detach().cpu().float()
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return torch.where(high > low, (maps - low) / (high - low), 0.5)
+
+
+def _mark(axes: Axes, channel: int, frame: tuple[str, str] | None, dead: bool) -> None:
+    top, left = divmod(channel, _COLUMNS)
+    corner, side = (left + _GAP / 2, top + _GAP / 2), 1 - _GAP
     if frame:
         colour, name = frame
-        axes.spines[:].set(color=colour, linewidth=2.5)
+        axes.add_patch(Rectangle(corner, side, side, fill=False, ec=colour, lw=2.5))
         box = {"boxstyle": "square,pad=0.15", "fc": colour, "ec": "none"}
-        axes.text(0.03, 0.97, name, color="white", fontsize=7, va="top", transform=axes.transAxes, bbox=box)
+        axes.text(left + 0.1, top + 0.1, name, color=ink_on(colour), fontsize=7, ha="left", va="top", bbox=box)
     elif dead:
-        axes.spines[:].set(color="0.6", linewidth=1)
-        for ends in ((0, 1), (1, 0)):
-            axes.plot([0, 1], ends, color="0.6", lw=1, transform=axes.transAxes)
-    else:
-        axes.spines[:].set_visible(False)
+        axes.add_patch(Rectangle(corner, side, side, fc="white", ec="0.6", lw=1))
+        ends = (corner[0], corner[0] + side)
+        for first, last in ((0, side), (side, 0)):
+            axes.plot(ends, (corner[1] + first, corner[1] + last), color="0.6", lw=1)
