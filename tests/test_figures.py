@@ -95,7 +95,9 @@ def measured(seed=0, stages=2, channels=12):
         x[:, 4], x[:, 6] = x[:, 1], 0.5
         moments = ChannelMoments()
         moments.update(x)
-        found.append(StageRedundancy.of(StageInfo(index, f"layer{index}", channels, 2), (4, 4), moments, ClassMeans(0), 0.95))
+        found.append(
+            StageRedundancy.of(StageInfo(index, f"layer{index}", channels, 2), (4, 4), moments, ClassMeans(0), 0.95)
+        )
         maps.append(x[0])
     return found, maps
 
@@ -112,7 +114,7 @@ def test_feature_maps_frame_copies_alike_and_cross_out_what_is_dead(tmp_path):
 
 
 def test_only_groups_of_which_two_are_shown_get_a_frame():
-    assert frames_of([(0, 70, 80), (1, 2)], 64) == {1: ("#0072B2", "a"), 2: ("#0072B2", "a")}
+    assert frames_of([(0, 70, 80), (1, 2)], 64) == {1: ("#D55E00", "b"), 2: ("#D55E00", "b")}
     assert [letter(number) for number in (0, 25, 26, 51, 52)] == ["a", "z", "aa", "az", "ba"]
 
 

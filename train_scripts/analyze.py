@@ -1,8 +1,10 @@
-"""Measure and draw how redundant the channels of a model are, stage by stage, alone or beside another model.
+"""Measure and show how redundant the channels of a model are, stage by stage, alone or beside another model.
 
 python train_scripts/analyze.py --model runs/NAME --dataset digits --output-dir analysis
 
 python train_scripts/analyze.py --model runs/A --compare runs/B --dataset cifar10 --data-dir DIR --output-dir analysis
+
+python train_scripts/analyze.py --model resnet50 --image photo.jpg --output-dir analysis
 
 accelerate launch train_scripts/analyze.py ...   (several processes share the images)
 """
@@ -11,6 +13,7 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import tyro
@@ -19,15 +22,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from timm_mfd import create_model, forward_stages
-from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, load_dataset, place
-from timm_mfd.figures import correlation_by_stage, correlation_distribution, correlation_heat_maps, feature_maps
+from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, load_dataset, place, single_image
+from timm_mfd.figures import (
+    correlation_by_stage,
+    correlation_distribution,
+    correlation_heat_maps,
+    feature_maps,
+    training_curves,
+)
 from timm_mfd.launch import follow_launcher, one_line_errors, prepare_cpu, start_all_processes
 from timm_mfd.models import arguments_for
+from timm_mfd.page import write_page
 from timm_mfd.redundancy import CORRELATION_IMAGES, StageRedundancy, measure_redundancy
 from timm_mfd.run_dir import replace_folder
 from timm_mfd.tables import redundancy_table
 
-Opened = tuple[nn.Module, tuple[float, ...], tuple[float, ...]]  # with the mean and std of its training
+SHOWN = 6  # images in the viewer of the page
 
 
 @dataclass(frozen=True)
@@ -36,16 +46,18 @@ class Args:
 
     model: str
     """A run folder, a timm name with pretrained weights, local-dir:FOLDER or hf-hub:ORG/NAME[@REVISION]."""
-    dataset: str
-    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, folder or hfds/NAME."""
     output_dir: Path
-    """New folder for redundancy.json and the pictures."""
+    """New folder for report.html, redundancy.json and the pictures."""
+    dataset: str | None = None
+    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, folder or hfds/NAME."""
+    image: Path | None = None
+    """An image to show; without --dataset, the statistics are those of its pixels."""
     compare: str | None = None
     """Another model to set beside it, with as many stages."""
     data_dir: str | None = None
     """Where the data set lies; digits needs none."""
     image_size: int | None = None
-    """For folder and hfds/NAME: resize all images to this side."""
+    """For folder, hfds/NAME and --image alone: resize images to this side. Default: the model's, for --image."""
     images: int = CORRELATION_IMAGES
     """How many held-out images, evenly spaced over the split."""
     tau: float = 0.95
@@ -58,36 +70,51 @@ class Args:
     """Where decoded images are kept. Default: ~/.cache/timm_mfd."""
 
 
+class Opened(NamedTuple):
+    """A model to look into, and the mean and standard deviation of pixels that it was trained with."""
+
+    model: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 def main(args: Args) -> None:
-    """Measure each model on the same images, then write tables and pictures."""
+    """Measure each model on the same images, then write tables, pictures and the page."""
     follow_launcher()
     with one_line_errors(ValueError, OSError, ImageDecodeError):
         check(args)
         state = PartialState(cpu=not torch.accelerator.is_available())
-        if state.device.type == "cpu":
+        device, everywhere = state.device, (state.process_index, state.num_processes)
+        if device.type == "cpu":
             prepare_cpu()
-        data = load_dataset(args.dataset, args.data_dir, args.image_size)
-        identity = data.identity()  # of the files, before they are decoded
+        data = load_dataset(args.dataset, args.data_dir, args.image_size) if args.dataset else None
+        side = (args.image_size, args.image_size) if args.image_size else None
+        size = data.image_size if data else side
         names = [args.model, *([args.compare] if args.compare else [])]
-        opened = {name: open_model(name, data, state.device) for name in names}
-        data = place(data, "auto", state.device, workers=args.workers, cache_dir=args.cache_dir)
+        opened = {name: open_model(name, size, device) for name in names}
+        sizes = {size or tuple(one.model.pretrained_cfg["input_size"][1:]) for one in opened.values()}
+        if len(sizes) > 1:
+            raise ValueError(f"{args.model} and {args.compare} are for images of other sizes; choose an --image-size")
+        shown = single_image(args.image, sizes.pop()) if args.image else data
+        assert shown is not None
+        identity = (data or shown).identity()  # of the files, before they are decoded
+        measured_on = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir) if data else shown
+        shown = shown if args.image else measured_on
         measured: dict[str, list[StageRedundancy]] = {}
-        for name, (model, mean, std) in opened.items():
-            loader = EvalLoader(
-                replace(data, mean=mean, std=std),
-                args.batch_size,
-                device=state.device,
-                rank=state.process_index,
-                processes=state.num_processes,
-                workers=args.workers,
-                limit=args.images,
-            )
+        for name, one in opened.items():
+            loader = batches_for(one, measured_on, args.batch_size, device, *everywhere, args.workers, args.images)
             batches = tqdm(loader, name, unit="batch", disable=None if state.is_main_process else True, leave=False)
-            measured[name] = measure_redundancy(model, batches, num_classes=data.num_classes, tau=args.tau)
+            classes = data.num_classes if data else None
+            measured[name] = measure_redundancy(one.model, batches, num_classes=classes, tau=args.tau)
         if len({len(stages) for stages in measured.values()}) > 1:
             raise ValueError(f"{args.model} and {args.compare} have different numbers of stages; nothing was written")
         if state.is_main_process:
-            write(args, data, identity, opened, measured)
+            count = min(args.images, len(measured_on.test))
+            where = f"{count:,} held-out images of {data.name}" if data else shown.name
+            print(redundancy_table(measured))
+            print(f"\nover the pixels of {where}; |r| > {args.tau:g} in groups of near-duplicates")
+            about = {"name": measured_on.name, "split": measured_on.test_split, "images": count, "sha256": identity}
+            write(args, about, where, opened, measured, shown)
 
 
 def check(args: Args) -> None:
@@ -97,70 +124,128 @@ def check(args: Args) -> None:
     for flag, value in {"--images": args.images, "--batch-size": args.batch_size}.items():
         if value < 1:
             raise ValueError(f"{flag} must be at least 1, not {value}")
+    if not args.dataset and not args.image:
+        raise ValueError("give a --dataset, an --image, or both")
+    if args.data_dir and not args.dataset:
+        raise ValueError(f"--data-dir {args.data_dir} needs a --dataset")
+    if args.image_size is not None and args.image_size < 1:
+        raise ValueError(f"--image-size must be at least 1, not {args.image_size}")
     if not 0 < args.tau < 1:
         raise ValueError(f"--tau must be between 0 and 1, not {args.tau:g}")
     if args.compare == args.model:
         raise ValueError(f"--compare {args.compare} is the model itself; name another one")
 
 
-def open_model(name: str, data: ImageData, device: torch.device) -> Opened:
-    """Load a model for images of a size, with the mean and std that it was trained with."""
+def open_model(name: str, size: tuple[int, int] | None, device: torch.device) -> Opened:
+    """Load a model for images of a size, its own by default."""
     folder = Path(name) / "model"
     source = f"local-dir:{folder}" if folder.is_dir() else name
-    arguments = arguments_for(source, data.image_size)
+    arguments = arguments_for(source, size) if size else {}
     arguments.pop("stem", None)  # that of the weights
     model = create_model(source, pretrained=True, **arguments)
     if model.in_chans != 3:
-        raise ValueError(f"{name} takes images of {model.in_chans} channels, {data.name} has 3")
+        raise ValueError(f"{name} takes images of {model.in_chans} channels, these have 3")
     cfg = model.pretrained_cfg
-    if cfg.get("fixed_input_size") and source != name and tuple(cfg["input_size"][1:]) != data.image_size:
-        raise ValueError(f"{name} needs images of {cfg['input_size'][1:]}, {data.name} has {data.image_size}")
+    own = tuple(cfg["input_size"][1:])
+    if size and cfg.get("fixed_input_size") and "img_size" not in arguments and own != size:
+        raise ValueError(f"{name} needs images of {own[0]}x{own[1]}, these are {size[0]}x{size[1]}")
     model = model.to(device, memory_format=torch.channels_last).eval()
-    return model, tuple(cfg["mean"]), tuple(cfg["std"])
+    return Opened(model, tuple(cfg["mean"]), tuple(cfg["std"]))
+
+
+def batches_for(
+    opened: Opened,
+    data: ImageData,
+    batch_size: int,
+    device: torch.device,
+    rank: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+    limit: int | None = None,
+) -> EvalLoader:
+    """Return the held-out images as a model wants them."""
+    data = replace(data, mean=opened.mean, std=opened.std)
+    return EvalLoader(data, batch_size, device=device, rank=rank, processes=processes, workers=workers, limit=limit)
 
 
 def write(
     args: Args,
-    data: ImageData,
-    identity: str,
+    about: dict[str, object],
+    where: str,
     opened: dict[str, Opened],
     measured: dict[str, list[StageRedundancy]],
+    shown: ImageData,
 ) -> None:
-    """Print the table, and write `redundancy.json` and the pictures; the folder appears when it is complete."""
-    count = min(args.images, len(data.test))
-    where = f"{count:,} held-out images of {data.name}"
-    print(redundancy_table(measured))
-    print(f"\nover the pixels of {where}; |r| > {args.tau:g} in groups of near-duplicates")
+    """Write numbers, pictures and the page; the folder appears when it is complete."""
     new = args.output_dir.with_name(f"{args.output_dir.name}.partial")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     found = {
-        "data": {"name": data.name, "split": data.test_split, "images": count, "sha256": identity},
+        "data": about,
         "models": {name: [stage.to_json() for stage in stages] for name, stages in measured.items()},
     }
     (new / "redundancy.json").write_text(json.dumps(found, indent=2) + "\n")
-    titles = " and ".join(measured)
-    for ending in ("png", "svg"):
-        correlation_heat_maps(measured, new / f"correlations.{ending}", f"|r| between channels, {where}")
-        correlation_distribution(measured, new / f"distribution.{ending}", f"Pairs of channels, {where}")
-        values = {name: [stage.mean_abs_r for stage in stages] for name, stages in measured.items()}
-        indices = [stage.stage for stage in measured[args.model]]
-        correlation_by_stage(values, indices, new / f"stages.{ending}", f"Mean |r|, {where}")
-        for number, (name, (model, mean, std)) in enumerate(opened.items()):
-            image, maps = one_image(model, replace(data, mean=mean, std=std))
-            path = new / f"feature_maps{'_compared' if number else ''}.{ending}"
-            feature_maps(image, maps[:2], measured[name][:2], path, f"Feature maps of {name}, one image of {data.name}")
+    maps, images, labels = {}, torch.empty(0), torch.empty(0)
+    for name, one in opened.items():
+        images, labels, maps[name] = look(one, shown)
+    pictures: dict[str, Path] = {}
+    for ending in ("png", "svg"):  # the page takes the last
+        pictures = draw(new, ending, where, measured, maps, images[0], shown.name)
+    names = [shown.class_names[label] for label in labels.tolist()]
+    write_page(new / "report.html", measured, maps, images, names, data=where, pictures=pictures)
     replace_folder(new, args.output_dir)
-    print(f"{titles}: redundancy.json and pictures are in {args.output_dir}")
+    print(f"{' and '.join(measured)}: report.html, redundancy.json and pictures are in {args.output_dir}")
 
 
 @torch.no_grad()
-def one_image(model: nn.Module, data: ImageData) -> tuple[Tensor, list[Tensor]]:
-    """Return the first held-out image in [0, 1], `[3, H, W]`, and its maps in every stage, `[C, H, W]`."""
-    device = next(model.parameters()).device
-    images, _ = next(iter(EvalLoader(data, 1, device=device, limit=1)))
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (data.mean, data.std))
-    return images[0] * std + mean, [stage[0] for stage in forward_stages(model, images).stages]
+def look(opened: Opened, data: ImageData) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return some held-out images in [0, 1], `[V, 3, H, W]`, their labels, and their maps in every stage."""
+    device = next(opened.model.parameters()).device
+    images, labels = next(iter(batches_for(opened, data, SHOWN, device, limit=SHOWN)))
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (opened.mean, opened.std))
+    maps = [stage.cpu() for stage in forward_stages(opened.model, images).stages]
+    return (images * std + mean).cpu(), labels.cpu(), maps
+
+
+def draw(
+    folder: Path,
+    ending: str,
+    where: str,
+    measured: dict[str, list[StageRedundancy]],
+    maps: dict[str, list[Tensor]],
+    image: Tensor,
+    of: str,
+) -> dict[str, Path]:
+    """Draw every picture, and return the files by caption."""
+    values = {name: [stage.mean_abs_r for stage in stages] for name, stages in measured.items()}
+    indices = [stage.stage for stage in next(iter(measured.values()))]
+    path = {name: folder / f"{name}.{ending}" for name in ("stages", "distribution", "correlations")}
+    pictures = {
+        "Mean |r| between the channels of each stage": correlation_by_stage(
+            values, indices, path["stages"], f"Mean |r|, {where}"
+        ),
+        "How |r| is distributed over the pairs of channels": correlation_distribution(
+            measured, path["distribution"], f"Pairs of channels, {where}"
+        ),
+        "|r| between channels: near-duplicates first and framed, dead channels last": correlation_heat_maps(
+            measured, path["correlations"], f"|r| between channels, {where}"
+        ),
+    }
+    for number, (name, stages) in enumerate(measured.items()):
+        suffix = "_compared" if number else ""
+        pictures[f"Feature maps of {name}: one image, the first two stages"] = feature_maps(
+            image,
+            [stage[0] for stage in maps[name][:2]],
+            stages[:2],
+            folder / f"feature_maps{suffix}.{ending}",
+            f"Feature maps of {name}, one image of {of}",
+        )
+        metrics = Path(name) / "metrics.jsonl"  # of a run folder
+        if metrics.is_file() and (epochs := [json.loads(line) for line in metrics.read_text().splitlines()]):
+            pictures[f"Training of {name}"] = training_curves(
+                epochs, folder / f"curves{suffix}.{ending}", f"Training of {name}", indices
+            )
+    return pictures
 
 
 if __name__ == "__main__":

@@ -8,4 +8,5 @@ from .loader import EvalLoader as EvalLoader
 from .loader import TrainLoader as TrainLoader
 from .readers import DATASETS as DATASETS
 from .readers import load_dataset as load_dataset
+from .readers import single_image as single_image
 from .resident import place as place

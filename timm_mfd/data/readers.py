@@ -53,6 +53,25 @@ def load_dataset(name: str, data_dir: str | Path | None = None, image_size: int 
     return _folder(root, image_size) if name == "folder" else _READERS[name](root)
 
 
+def single_image(path: str | Path, size: tuple[int, int]) -> ImageData:
+    """Make a data set of one image.
+
+    Args:
+        path: Its file.
+        size: `(H, W)`; the shorter side is scaled to it, and the middle taken.
+
+    Returns:
+        The image as the only held-out one, under its file's name.
+
+    Raises:
+        ImageDecodeError: If it cannot be read.
+    """
+    images = FileImages([str(path)], [0], size, resize=True)
+    pixels = ArrayImages(images[0][None], [0], images.paths)
+    name = Path(path).name
+    return ImageData(name, train=pixels, test=pixels, class_names=(name,))
+
+
 def _digits() -> ImageData:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey; a fixed stratified fifth is held out."""
     from sklearn.datasets import load_digits

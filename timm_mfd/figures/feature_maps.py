@@ -74,13 +74,12 @@ def frames_of(groups: Sequence[Sequence[int]], shown: int) -> dict[int, tuple[st
         groups: As `near_duplicates` finds them.
         shown: How many channels are shown.
     """
-    visible = [[channel for channel in group if channel < shown] for group in groups]
-    visible = [group for group in visible if len(group) > 1]
-    return {
-        channel: (COLOURS[number % len(COLOURS)], letter(number))
-        for number, group in enumerate(visible)
-        for channel in group
-    }
+    frames: dict[int, tuple[str, str]] = {}
+    for number, group in enumerate(groups):
+        visible = [channel for channel in group if channel < shown]
+        if len(visible) > 1:
+            frames |= dict.fromkeys(visible, (COLOURS[number % len(COLOURS)], letter(number)))
+    return frames
 
 
 def letter(number: int) -> str:
