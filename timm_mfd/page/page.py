@@ -67,6 +67,7 @@ def write_page(
     html = page.get_template("page.html").render(
         models=models,
         letters=dict(zip(models, "AB", strict=False)),
+        largest=max(stage.mean_abs_r for stages in models.values() for stage in stages) or 1.0,
         stages=list(zip(*models.values(), strict=True)),
         data=data,
         pictures={caption: _embedded(file) for caption, file in pictures.items()},
