@@ -83,7 +83,7 @@ def test_every_picture_is_shown_and_nothing_is_complained_about_or_fetched(page,
                     f"{PANEL(panel)}.querySelector('.picture').style.backgroundImage.slice(5, -2)"
                 )
                 wide = browser.evaluate(
-                    f"new Promise((done) => {{ const sheet = new Image(); sheet.onload = () => done(sheet.naturalWidth);"
+                    "new Promise((done) => { const sheet = new Image(); sheet.onload = () => done(sheet.naturalWidth);"
                     f" sheet.onerror = () => done(0); sheet.src = {json.dumps(address)}; }})"
                 )
                 assert wide == 16 * 4

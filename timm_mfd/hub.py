@@ -118,6 +118,7 @@ def save_pretrained(
         # The tag of the default weights says nothing about these; the file name keeps timm from pickled ones.
         "pretrained_cfg": {"tag": "", "hf_hub_filename": WEIGHTS},
         **({"label_names": list(map(str, label_names))} if label_names is not None else {}),
+        **({"pruned": True} if getattr(plain, "pruned", False) else {}),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:

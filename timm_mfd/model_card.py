@@ -90,6 +90,8 @@ def render_card(
         input_size=size,
         label_names=config.get("label_names"),
         num_classes=config["num_classes"],
+        # timm has no way to know the widths of a pruned network; our entry points have.
+        only_here=config.get("pruned", False) and not config["architecture"].endswith("_mfd"),
         run=run,
         args=args,
         summary=summary,

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from .gathering import from_all_processes
 from .moments import ChannelMoments, ClassMeans, mean_of_pairs
 from .stages import StageInfo, forward_stages, stage_info
 
@@ -145,11 +145,10 @@ def measure_redundancy(
             moments[number].update(stage)
             if num_classes and labels is not None:
                 means[number].update(stage, labels)
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, (moments, means, sizes))
+    everywhere = from_all_processes((moments, means, sizes))
+    if len(everywhere) > 1:
         moments, means = [ChannelMoments() for _ in infos], [ClassMeans(num_classes or 0) for _ in infos]
-        for their_moments, their_means, their_sizes in gathered:
+        for their_moments, their_means, their_sizes in everywhere:
             sizes = sizes or their_sizes
             for number in range(len(infos)):
                 moments[number].merge(their_moments[number])

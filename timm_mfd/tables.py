@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from .pruning import Pruned
 from .redundancy import StageRedundancy
 from .stages import StageInfo
 
@@ -65,3 +66,25 @@ def redundancy_table(models: Mapping[str, Sequence[StageRedundancy]]) -> str:
                 f"| {of_means} |"
             )
     return "\n".join(rows)
+
+
+def removable_text(name: str, pruned: Pruned) -> str:
+    """Say what the silent channels of a model cost.
+
+    Args:
+        name: Of the model.
+        pruned: What `prune_silent` returned.
+
+    Returns:
+        A sentence.
+    """
+    if not pruned.channels:
+        return f"{name}: no channel is 0 on all of these images everywhere it goes, so none can be removed for free."
+    saved = [
+        f"{before - after:,} of {before:,} {what} ({100 * (before - after) / before:.1f} %)"
+        for (before, after), what in ((pruned.parameters, "parameters"), (pruned.multiply_adds, "multiply-adds"))
+    ]
+    return (
+        f"{name}: {pruned.channels:,} channels are 0 on all of these images everywhere they go; "
+        f"they cost {' and '.join(saved)}."
+    )

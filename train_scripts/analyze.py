@@ -6,12 +6,18 @@ python train_scripts/analyze.py --model runs/A --compare runs/B --dataset cifar1
 
 python train_scripts/analyze.py --model resnet50 --image photo.jpg --output-dir analysis
 
+python train_scripts/analyze.py --model runs/NAME --dataset digits --output-dir analysis --prune pruned
+
 accelerate launch train_scripts/analyze.py ...   (several processes share the images)
 """
 
 import json
 import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +27,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from timm_mfd import create_model, forward_stages
+from timm_mfd import create_model, forward_stages, save_pretrained
 from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, load_dataset, place, single_image
 from timm_mfd.figures import (
     correlation_by_stage,
@@ -33,11 +39,15 @@ from timm_mfd.figures import (
 from timm_mfd.launch import follow_launcher, one_line_errors, prepare_cpu, start_all_processes
 from timm_mfd.models import arguments_for
 from timm_mfd.page import write_page
+from timm_mfd.pruning import Pruned, SilentInputs, largest_difference, prune_silent
 from timm_mfd.redundancy import CORRELATION_IMAGES, StageRedundancy, measure_redundancy
 from timm_mfd.run_dir import replace_folder
-from timm_mfd.tables import redundancy_table
+from timm_mfd.tables import redundancy_table, removable_text
 
 SHOWN = 6  # images in the viewer of the page
+CAN_PRUNE = find_spec("torch_pruning") is not None
+UNKNOWN = "Torch-Pruning cannot follow it exactly" if CAN_PRUNE else "install timm_mfd[prune]"
+TOLERANCE = 1e-5  # of logits, as a share of the largest one or of 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ class Args:
     """For folder, hfds/NAME and --image alone: resize images to this side. Default: the model's, for --image."""
     images: int = CORRELATION_IMAGES
     """How many held-out images, evenly spaced over the split."""
+    prune: Path | None = None
+    """New folder for --model without the channels that are 0 on every held-out image; needs timm_mfd[prune]."""
     tau: float = 0.95
     """Channels with |r| above it are near-duplicates."""
     batch_size: int = 128
@@ -101,11 +113,14 @@ def main(args: Args) -> None:
         measured_on = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir) if data else shown
         shown = shown if args.image else measured_on
         measured: dict[str, list[StageRedundancy]] = {}
+        removable: dict[str, Pruned | None] = {}
         for name, one in opened.items():
             loader = batches_for(one, measured_on, args.batch_size, device, *everywhere, args.workers, args.images)
-            batches = tqdm(loader, name, unit="batch", disable=None if state.is_main_process else True, leave=False)
             classes = data.num_classes if data else None
-            measured[name] = measure_redundancy(one.model, batches, num_classes=classes, tau=args.tau)
+            with SilentInputs(one.model) as silent:
+                batches = with_progress(loader, name, state)
+                measured[name] = measure_redundancy(one.model, batches, num_classes=classes, tau=args.tau)
+            removable[name] = try_to_prune(one.model, silent, loader)
         if len({len(stages) for stages in measured.values()}) > 1:
             raise ValueError(f"{args.model} and {args.compare} have different numbers of stages; nothing was written")
         if state.is_main_process:
@@ -114,7 +129,17 @@ def main(args: Args) -> None:
             print(redundancy_table(measured))
             print(f"\nover the pixels of {where}; |r| > {args.tau:g} in groups of near-duplicates")
             about = {"name": measured_on.name, "split": measured_on.test_split, "images": count, "sha256": identity}
-            write(args, about, where, opened, measured, shown)
+            write(args, about, where, opened, measured, removable, shown)
+        if args.prune:
+            prune(
+                args.prune,
+                args.model,
+                opened[args.model],
+                partial(
+                    batches_for, opened[args.model], measured_on, args.batch_size, device, *everywhere, args.workers
+                ),
+                state,
+            )
 
 
 def check(args: Args) -> None:
@@ -126,6 +151,13 @@ def check(args: Args) -> None:
             raise ValueError(f"{flag} must be at least 1, not {value}")
     if not args.dataset and not args.image:
         raise ValueError("give a --dataset, an --image, or both")
+    if args.prune:
+        if not args.dataset:
+            raise ValueError("--prune needs a --dataset, on all of whose images the answers are to stay")
+        if args.prune.exists():
+            raise FileExistsError(f"--prune {args.prune} is there already; choose a new folder")
+        if not CAN_PRUNE:
+            raise ValueError("--prune needs Torch-Pruning: pip install -e '.[prune]'")
     if args.data_dir and not args.dataset:
         raise ValueError(f"--data-dir {args.data_dir} needs a --dataset")
     if args.image_size is not None and args.image_size < 1:
@@ -168,12 +200,61 @@ def batches_for(
     return EvalLoader(data, batch_size, device=device, rank=rank, processes=processes, workers=workers, limit=limit)
 
 
+def with_progress(loader: EvalLoader, name: str, state: PartialState) -> Iterable[tuple[Tensor, Tensor]]:
+    """Show on the main process' terminal how far a pass over images is."""
+    return tqdm(loader, name, unit="batch", disable=None if state.is_main_process else True, leave=False)
+
+
+def try_to_prune(model: nn.Module, silent: SilentInputs, loader: EvalLoader) -> Pruned | None:
+    """Remove what is silent from a copy, to see what it costs; None if that cannot be done exactly."""
+    silent.gather()
+    if not CAN_PRUNE:
+        return None
+    try:
+        pruned = prune_silent(model, silent, loader.data.image_size)
+    except ValueError:
+        return None
+    return pruned if is_same(model, pruned, islice(loader, 1))[0] else None
+
+
+def is_same(model: nn.Module, pruned: Pruned, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[bool, str]:
+    """Whether a pruned model gives the same logits, up to rounding, and how far they are apart."""
+    difference, largest = largest_difference(model, pruned.model, batches)
+    return difference <= TOLERANCE * max(largest, 1), f"{difference:.1e} (the largest is {largest:.3g})"
+
+
+def prune(folder: Path, name: str, opened: Opened, batches: Callable[[], EvalLoader], state: PartialState) -> None:
+    """Save a model without what is silent on all images, after looking at the logits of all of them."""
+    with SilentInputs(opened.model) as silent, torch.no_grad():
+        for images, _ in with_progress(batches(), f"{name}: what is silent", state):
+            opened.model(images)
+    silent.gather()
+    pruned = prune_silent(opened.model, silent, batches().data.image_size)
+    if not pruned.channels:
+        raise ValueError(f"{removable_text(name, pruned)} --prune {folder} was not written")
+    same, apart = is_same(opened.model, pruned, with_progress(batches(), f"{name}: comparing logits", state))
+    if not same:
+        raise ValueError(f"the logits of {name} and of what is left of it are {apart} apart; nothing was saved")
+    if state.is_main_process:
+        new = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(new, ignore_errors=True)
+        save_pretrained(pruned.model, new)
+        loaded = create_model(f"local-dir:{new}", pretrained=True).state_dict()
+        if any(not torch.equal(loaded[key], value.cpu()) for key, value in pruned.model.state_dict().items()):
+            raise ValueError(f"{new} does not load as it was saved")
+        new.replace(folder)
+        print(
+            f"\n{removable_text(name, pruned)}\nWithout them, in {folder}: the logits of all images differ by {apart}"
+        )
+
+
 def write(
     args: Args,
     about: dict[str, object],
     where: str,
     opened: dict[str, Opened],
     measured: dict[str, list[StageRedundancy]],
+    removable: dict[str, Pruned | None],
     shown: ImageData,
 ) -> None:
     """Write numbers, pictures and the page; the folder appears when it is complete."""
@@ -183,8 +264,22 @@ def write(
     found = {
         "data": about,
         "models": {name: [stage.to_json() for stage in stages] for name, stages in measured.items()},
+        "removable": {
+            name: pruned
+            and {
+                "channels": pruned.channels,
+                "parameters": pruned.parameters,
+                "multiply_adds": pruned.multiply_adds,
+            }
+            for name, pruned in removable.items()
+        },
     }
     (new / "redundancy.json").write_text(json.dumps(found, indent=2) + "\n")
+    notes = [
+        removable_text(name, pruned) if pruned else f"{name}: what its dead channels cost is not known ({UNKNOWN})."
+        for name, pruned in removable.items()
+    ]
+    print("\n".join(["", *notes]))
     maps, images, labels = {}, torch.empty(0), torch.empty(0)
     for name, one in opened.items():
         images, labels, maps[name] = look(one, shown)
@@ -192,7 +287,8 @@ def write(
     for ending in ("png", "svg"):  # the page takes the last
         pictures = draw(new, ending, where, measured, maps, images[0], shown.name)
     names = [shown.class_names[label] for label in labels.tolist()]
-    write_page(new / "report.html", measured, maps, images, names, data=where, pictures=pictures)
+    page = new / "report.html"
+    write_page(page, measured, maps, images, names, data=where, pictures=pictures, notes=notes)
     replace_folder(new, args.output_dir)
     print(f"{' and '.join(measured)}: report.html, redundancy.json and pictures are in {args.output_dir}")
 

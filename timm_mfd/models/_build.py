@@ -10,6 +10,7 @@ from torch import nn
 from ._pretrained import PRETRAINED, Pretrained, default_tag, imagenet_cfg, unpublished
 from ._stem import Stem, check_stem
 from .download import download
+from .pruned import check_arguments, fit_widths, saved_shapes
 from .saved import WEIGHTS, check_config, check_weights
 
 _OWN_WEIGHTS = ("file", "url", "state_dict", "hf_hub_id")
@@ -52,6 +53,7 @@ def build(
     entry: Pretrained | None = None
     trained_with = (pretrained_model_args or {}).get("stem", "imagenet")
     source: dict[str, Any] = {}
+    shapes: dict[str, list[int]] = {}  # of pruned weights
     if pretrained_cfg is None and wanted:
         pretrained_cfg = default_tag(name)
     if isinstance(pretrained_cfg, str):
@@ -73,6 +75,9 @@ def build(
         if config.get("model_args", {}) != (pretrained_model_args or {}):
             raise ValueError(f"{str(folder)!r} changed while it was loaded; try again")
         overlay |= {"source": None, "file": str(check_weights(folder / WEIGHTS, config))}
+        if config.get("pruned"):
+            check_arguments(str(folder), config, kwargs)
+            shapes = saved_shapes(folder / WEIGHTS)
     if entry is not None:
         trained_with = entry.arguments["stem"]
         kwargs = {key: value for key, value in entry.arguments.items() if key != "stem"} | kwargs
@@ -82,8 +87,13 @@ def build(
         raise ValueError(f"the weights of {name} were trained with stem {trained_with!r}, not {stem!r}")
     stem = stem or (trained_with if entry or source else "imagenet")
     check_stem(stem)
+
+    def make(**arguments: Any) -> nn.Module:
+        model = network(stem=stem, **arguments)
+        return fit_widths(model, shapes) if shapes else model
+
     model = build_model_with_cfg(
-        lambda **arguments: network(stem=stem, **arguments),
+        make,
         name,
         pretrained,
         pretrained_cfg=pretrained_cfg,

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg, is_model, parse_model_name, split_model_name_tag
 from torch import nn
 
 from ._pretrained import PRETRAINED, unpublished
 from ._stem import Stem, paper_stem
 from .download import check_reachable, download
+from .pruned import check_arguments, fit_widths, saved_shapes
 from .saved import WEIGHTS, check_config, check_weights
 
 
@@ -68,7 +70,12 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     if pretrained:
         check_weights(folder / WEIGHTS, config)
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=pretrained, **kwargs)
+        if pretrained and config.get("pruned") and config["architecture"] not in _mfd_names():
+            check_arguments(name, config, kwargs)
+            model = timm.create_model(f"local-dir:{folder}", pretrained=False, **kwargs)
+            fit_widths(model, saved_shapes(folder / WEIGHTS)).load_state_dict(load_file(folder / WEIGHTS))
+        else:
+            model = timm.create_model(f"local-dir:{folder}", pretrained=pretrained, **kwargs)
     except (RuntimeError, TypeError) as error:  # other keys or shapes, or an argument that the network does not take
         reason = " ".join(str(error).split())
         raise ValueError(f"{name} does not fit {config['architecture']}: {reason[:300]}") from None

@@ -20,7 +20,7 @@ _PREPROCESSING = frozenset(field.name for field in fields(PretrainedCfg)) - _SOU
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a configuration decides the answers of a model; its weights carry a copy."""
-    keys = ("architecture", "num_classes", "model_args", "pretrained_cfg", "label_names")
+    keys = ("architecture", "num_classes", "model_args", "pretrained_cfg", "label_names", "pruned")
     return json.loads(json.dumps({key: config[key] for key in keys if key in config}))
 
 
@@ -61,6 +61,8 @@ def check_config(folder: Path) -> dict[str, Any]:
     classes = config.get("num_classes")
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
         raise ValueError(f"{str(path)!r} must say num_classes as a number, not {classes!r}")
+    if not isinstance(config.get("pruned", False), bool):
+        raise ValueError(f"{str(path)!r} has pruned: {config['pruned']!r}, which is not true or false")
     if not _are_texts(config.get("label_names", [])):
         raise ValueError(f"{str(path)!r} has label_names that are not a list of names")
     for layer in ("classifier", "first_conv"):

@@ -23,7 +23,7 @@ def sprite(maps: Tensor, columns: int) -> str:
     Returns:
         A data URI. Maps of more than `SIDE` pixels are averaged down.
     """
-    size = [min(side, SIDE) for side in maps.shape[1:]]
+    size = (min(maps.shape[1], SIDE), min(maps.shape[2], SIDE))
     small = torch.nn.functional.adaptive_avg_pool2d(maps.detach().cpu().float(), size)
     grey = (scaled(small) * 255).round().byte().numpy()
     rows = -(-len(grey) // columns)
