@@ -1,17 +1,21 @@
 """One command from two models to their tables and pictures."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import analyze
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 import timm_mfd
 from timm_mfd.data import EvalLoader, load_dataset
+from timm_mfd.pruning import prune_silent
 from timm_mfd.redundancy import measure_redundancy
 
 
@@ -41,10 +45,131 @@ def test_two_models_are_measured_with_their_own_preprocessing_and_drawn(models, 
             assert stage["mean_abs_r"] == pytest.approx(wanted["mean_abs_r"], abs=1e-6)
             assert stage["dead"] == wanted["dead"]
     pictures = {"correlations", "distribution", "stages", "feature_maps", "feature_maps_compared"}
-    assert {path.name for path in out.iterdir()} == {"redundancy.json"} | {
+    assert {path.name for path in out.iterdir()} == {"redundancy.json", "report.html"} | {
         f"{name}.{ending}" for name in pictures for ending in ("png", "svg")
     }
     assert f"| {models[1]} | 0 |" in capsys.readouterr().out
+    viewer = viewer_of(out)
+    assert [model["name"] for model in viewer["models"]] == list(models)
+    shown = torch.arange(6) * 360 // 6
+    assert [image["label"] for image in viewer["images"]] == [str(int(data.test.labels[i])) for i in shown]
+
+
+def viewer_of(folder):
+    return json.loads(re.search(r'id="data">(.*)</script>', (folder / "report.html").read_text())[1])
+
+
+def test_a_run_folder_brings_its_curves(models, tmp_path):
+    line = {"epoch": 1, "top1": 50, "top5": 90, "criterion_loss": 1.0, "mfd_loss": 0.0, "mfd_per_stage": [None] * 5}
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    out = tmp_path / "out"
+    analyze.main(analyze.Args(model=models[1], compare=models[0], dataset="digits", output_dir=out, images=9))
+    assert (out / "curves_compared.svg").is_file()
+    assert f'alt="Training of {models[0]}"' in (out / "report.html").read_text()
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_an_image_alone_is_measured_at_the_size_of_the_model(models, photo, tmp_path):
+    with pytest.raises(SystemExit, match="stage 2 gave 1 sample; correlation needs more or larger images"):
+        analyze.main(analyze.Args(model=models[0], image=photo, output_dir=tmp_path / "small"))
+    timm_mfd.save_pretrained(
+        timm_mfd.create_model("test_resnet"), tmp_path / "larger", image_size=(64, 64), mean=(0.1,) * 3, std=(0.3,) * 3
+    )
+    for name, size, expected in ((f"local-dir:{tmp_path}/larger", None, 64), (models[0], 40, 40)):
+        out = tmp_path / str(size)
+        analyze.main(analyze.Args(model=name, image=photo, image_size=size, output_dir=out))
+        found = json.loads((out / "redundancy.json").read_text())
+        assert found["data"]["name"] == "photo.png"
+        assert found["data"]["images"] == 1
+        source = name if name[:6] == "local-" else f"local-dir:{name}/model"
+        model = timm_mfd.create_model(source, pretrained=True).eval()
+        whole = ImageOps.fit(Image.open(photo), (expected, expected), method=Image.Resampling.BICUBIC)
+        pixels = (torch.from_numpy(np.array(whole)).permute(2, 0, 1)[None] / 255 - 0.1) / 0.3
+        with torch.no_grad():
+            stage = timm_mfd.forward_stages(model, pixels).stages[0].double().transpose(0, 1).flatten(1)
+        r = torch.nan_to_num(torch.corrcoef(stage)).abs()
+        mean = (r.sum() - r.diagonal().sum()) / (len(r) * (len(r) - 1))
+        assert found["models"][name][0]["mean_abs_r"] == pytest.approx(float(mean), abs=1e-6)
+        assert [image["label"] for image in viewer_of(out)["images"]] == ["photo.png"]
+
+
+def test_an_image_beside_a_data_set_is_shown_and_not_measured(models, photo, tmp_path):
+    for number, image in enumerate((None, photo)):
+        arguments = {"model": models[0], "dataset": "digits", "images": 20, "output_dir": tmp_path / str(number)}
+        analyze.main(analyze.Args(image=image, **arguments))
+    one, two = (json.loads((tmp_path / number / "redundancy.json").read_text()) for number in "01")
+    assert one == two
+    assert [image["label"] for image in viewer_of(tmp_path / "1")["images"]] == ["photo.png"]
+
+
+def with_silent_channels(folder):
+    model = timm_mfd.create_model("resnet18_mfd", num_classes=10, stem="cifar")
+    with torch.no_grad():
+        for norm in (model.layer2[0].bn1, model.layer3[1].bn1):
+            norm.weight[:20], norm.bias[:20] = 0, -1
+    timm_mfd.save_pretrained(model, folder, image_size=(8, 8), mean=(0.2,) * 3, std=(0.3,) * 3)
+    return f"local-dir:{folder}"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_silent_on_all_held_out_images_is_removed(processes, tmp_path, capsys):
+    name = with_silent_channels(tmp_path / "model")
+    flags = ["--model", name, "--dataset", "digits", "--images", "40", "--output-dir", tmp_path / "out"]
+    flags += ["--prune", tmp_path / "pruned"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"][: 5 * (processes - 1)]
+    command = [sys.executable, *launch, Path(analyze.__file__), *flags]
+    done = subprocess.run(command, capture_output=True, timeout=180, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "redundancy.json").read_text())["removable"][name]
+    before, after = (
+        timm_mfd.create_model(source, pretrained=True).eval() for source in (name, f"local-dir:{tmp_path}/pruned")
+    )
+    count = {model: sum(parameter.numel() for parameter in model.parameters()) for model in (before, after)}
+    assert after.layer2[0].conv1.out_channels <= 108
+    assert found["channels"] >= 40
+    assert found["parameters"][0] == count[before]
+    assert found["parameters"][1] <= count[after] < count[before]  # on 40 images as much is silent as on all, or more
+    data = replace(load_dataset("digits"), mean=(0.2,) * 3, std=(0.3,) * 3)
+    with torch.no_grad():
+        for images, _ in EvalLoader(data, 128, device=torch.device("cpu")):
+            torch.testing.assert_close(after(images), before(images), atol=1e-5, rtol=1e-5)
+    gone = count[before] - count[after]
+    assert f"Over all 360 held-out images: {name}: " in done.stdout
+    assert f"they cost {gone:,} of {count[before]:,} parameters" in done.stdout
+
+
+def test_without_a_silent_channel_nothing_is_pruned_and_the_analysis_stays(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(analyze, "prune_silent", nothing_silent)
+    with pytest.raises(SystemExit) as stopped:
+        analyze.main(
+            analyze.Args(
+                model=models[0], dataset="digits", output_dir=tmp_path / "out", images=9, prune=tmp_path / "pruned"
+            )
+        )
+    assert "none can be removed for free" in str(stopped.value)
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert not (tmp_path / "pruned").exists()
+
+
+def nothing_silent(model, silent, batches, image_size):
+    for mask in silent.masks.values():
+        mask.fill_(False)
+    return prune_silent(model, silent, batches, image_size)
+
+
+def test_without_torch_pruning_the_analysis_says_what_is_missing(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(analyze, "CAN_PRUNE", False)
+    arguments = {"model": models[0], "dataset": "digits", "output_dir": tmp_path / "out", "images": 9}
+    with pytest.raises(SystemExit, match=r"--prune needs Torch-Pruning: pip install"):
+        analyze.main(analyze.Args(**arguments, prune=tmp_path / "pruned"))
+    analyze.main(analyze.Args(**arguments))
+    assert json.loads((tmp_path / "out" / "redundancy.json").read_text())["removable"] == {models[0]: None}
 
 
 def test_two_processes_write_the_numbers_of_one(models, tmp_path):
@@ -66,6 +191,12 @@ def test_two_processes_write_the_numbers_of_one(models, tmp_path):
     [
         ({"tau": 1.5}, "--tau must be between 0 and 1, not 1.5"),
         ({"images": 0}, "--images must be at least 1, not 0"),
+        ({"dataset": None}, "give a --dataset, an --image, or both"),
+        ({"dataset": None, "image": Path("nowhere.png")}, "cannot decode nowhere.png"),
+        ({"dataset": None, "image": Path("nowhere.png"), "data_dir": "data"}, "--data-dir data needs a --dataset"),
+        ({"dataset": None, "image": Path("a.png"), "prune": Path("nowhere")}, "--prune needs a --dataset"),
+        ({"prune": Path()}, "is there already"),
+        ({"image_size": 0}, "--image-size must be at least 1, not 0"),
         ({"compare": "SAME"}, "is the model itself; name another one"),
         ({"model": "resnet18_mfd"}, "has no published weights yet"),
         ({"model": "local-dir:nowhere"}, "there is no folder"),

@@ -162,5 +162,5 @@ def test_a_threshold_that_says_nothing_is_refused(tau):
 
 
 def test_one_image_of_one_pixel_has_no_correlation():
-    with pytest.raises(ValueError, match="at least 2 samples, got 1"):
+    with pytest.raises(ValueError, match="stage 4 gave 1 sample; correlation needs more or larger images"):
         measure_redundancy(timm.create_model("test_resnet"), [(torch.randn(1, 3, 32, 32), None)], indices=[-1])

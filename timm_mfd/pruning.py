@@ -9,15 +9,19 @@ from typing import Any
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .gathering import from_all_processes
 from .models.pruned import note_widths
 
+TOLERANCE = 1e-5  # of a logit, as a share of the largest one or of 1: a sum without its zeros is rounded differently
+
 # Layers whose answer is a sum over input channels, to which a channel of zeros adds nothing; a weight-standardised
 # convolution, for one, is not: there the other channels' weights change when one goes.
 _SUMS = (nn.Conv2d, Conv2dSame, nn.Linear)
 _CHANNELWISE = (nn.BatchNorm2d, BatchNormAct2d)
+_PRODUCTS = {"aten.convolution", "aten.addmm", "aten.mm"}  # of activations with weights
 _OPERATIONS = ("_ElementWiseOp", "_ConcatOp", "_ReshapeOp", "_OutputOp")
 
 
@@ -81,24 +85,35 @@ class Pruned:
         channels: How many channels are gone, over all layers.
         parameters: Number of parameters, before and after.
         multiply_adds: Multiply-adds of convolutions and linear layers for one image, before and after.
+        difference: Largest absolute difference of a logit from the model's.
+        largest_logit: Largest absolute logit of the model.
     """
 
     model: nn.Module
     channels: int
     parameters: tuple[int, int]
     multiply_adds: tuple[int, int]
+    difference: float
+    largest_logit: float
 
 
-def prune_silent(model: nn.Module, silent: SilentInputs, image_size: tuple[int, int]) -> Pruned:
+def prune_silent(
+    model: nn.Module,
+    silent: SilentInputs,
+    batches: Iterable[tuple[Tensor, Any]],
+    image_size: tuple[int, int],
+) -> Pruned:
     """Remove the channels that no layer ever got anything from; the answers stay those of the model.
 
     A channel can go if every layer that sums over it got only zeros from it, wherever shortcuts and concatenations
-    take it (Torch-Pruning's dependency graph, Fang et al., 2023). Channels that pass a layer norm, a grouped
-    convolution or attention stay, and so do constant ones that are not 0: at a padded border they matter.
+    take it (Torch-Pruning's dependency graph, Fang et al., 2023). Channels that pass a layer norm or a grouped
+    convolution stay, and so do constant ones that are not 0: at a padded border they matter.
 
     Args:
         model: A timm model; left as it is.
         silent: What it saw of the images on which the answers are to stay.
+        batches: Those images `[B, 3, H, W]`, or some of them, with anything beside them: on these the logits are
+            compared. Under torch.distributed every process brings its own.
         image_size: `(H, W)` of the images.
 
     Returns:
@@ -106,10 +121,11 @@ def prune_silent(model: nn.Module, silent: SilentInputs, image_size: tuple[int, 
 
     Raises:
         ImportError: If Torch-Pruning is not installed.
-        ValueError: If Torch-Pruning cannot follow the model.
+        ValueError: If the model has attention, Torch-Pruning cannot follow it, or a logit differs by more than
+            `TOLERANCE`.
 
     Example:
-        >>> prune_silent(model, silent, (64, 64)).parameters
+        >>> prune_silent(model, silent, batches, (64, 64)).parameters
         (23520842, 21839410)
     """
     import torch_pruning  # an extra
@@ -141,7 +157,13 @@ def prune_silent(model: nn.Module, silent: SilentInputs, image_size: tuple[int, 
     for parameter, original in zip(pruned.parameters(), model.parameters(), strict=True):
         parameter.requires_grad_(original.requires_grad)
         parameter.grad = None
-    return Pruned(pruned, channels, (before[0], after[0]), (before[1], after[1]))
+    difference, largest = largest_difference(model, pruned, batches)
+    if not difference <= TOLERANCE * max(largest, 1):
+        raise ValueError(
+            f"without its silent channels a logit of {type(model).__name__} is {difference:.1e} off (the largest is "
+            f"{largest:.3g}): Torch-Pruning does not understand it"
+        )
+    return Pruned(pruned, channels, (before[0], after[0]), (before[1], after[1]), difference, largest)
 
 
 @torch.no_grad()
@@ -191,6 +213,12 @@ def _silent(group: Any, silent: SilentInputs, names: dict[nn.Module, str]) -> li
 
 
 def _size(model: nn.Module, image: Tensor) -> tuple[int, int]:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    """Return the number of parameters, and of multiply-adds for one image."""
+    # Attention as plain products: fused ones are not counted on every device.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
+    products = {str(operation) for operation in counter.get_flop_counts()["Global"]}
+    if products - _PRODUCTS:
+        # Torch-Pruning would take gigabytes to follow the reshapes around them.
+        raise ValueError(f"{type(model).__name__} multiplies activations with each other, as attention does")
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2

@@ -77,6 +77,8 @@ class StageRedundancy:
         Raises:
             ValueError: If there are fewer than 2 samples.
         """
+        if moments.count < 2:
+            raise ValueError(f"stage {info.index} gave {moments.count} sample; correlation needs more or larger images")
         r, varies, std, n = moments.correlation(), moments.varies(), moments.std(), moments.count
         faint = varies & (std < NEAR_DEAD * std[varies].median()) if varies.any() else varies
         # A pair with a constant channel has no noise to be corrected.

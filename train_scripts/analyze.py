@@ -13,9 +13,8 @@ accelerate launch train_scripts/analyze.py ...   (several processes share the im
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -39,15 +38,15 @@ from timm_mfd.figures import (
 from timm_mfd.launch import follow_launcher, one_line_errors, prepare_cpu, start_all_processes
 from timm_mfd.models import arguments_for
 from timm_mfd.page import write_page
-from timm_mfd.pruning import Pruned, SilentInputs, largest_difference, prune_silent
+from timm_mfd.pruning import Pruned, SilentInputs, prune_silent
 from timm_mfd.redundancy import CORRELATION_IMAGES, StageRedundancy, measure_redundancy
 from timm_mfd.run_dir import replace_folder
 from timm_mfd.tables import redundancy_table, removable_text
 
 SHOWN = 6  # images in the viewer of the page
+SUFFIXES = ("", "_compared")  # of the pictures of the first and the second model
 CAN_PRUNE = find_spec("torch_pruning") is not None
-UNKNOWN = "Torch-Pruning cannot follow it exactly" if CAN_PRUNE else "install timm_mfd[prune]"
-TOLERANCE = 1e-5  # of logits, as a share of the largest one or of 1
+UNKNOWN = "Torch-Pruning cannot follow this network exactly" if CAN_PRUNE else "install timm_mfd[prune]"
 
 
 @dataclass(frozen=True)
@@ -131,15 +130,9 @@ def main(args: Args) -> None:
             about = {"name": measured_on.name, "split": measured_on.test_split, "images": count, "sha256": identity}
             write(args, about, where, opened, measured, removable, shown)
         if args.prune:
-            prune(
-                args.prune,
-                args.model,
-                opened[args.model],
-                partial(
-                    batches_for, opened[args.model], measured_on, args.batch_size, device, *everywhere, args.workers
-                ),
-                state,
-            )
+            one = opened[args.model]
+            everything = batches_for(one, measured_on, args.batch_size, device, *everywhere, args.workers)
+            prune(args.prune, args.model, one.model, everything, state)
 
 
 def check(args: Args) -> None:
@@ -211,40 +204,30 @@ def try_to_prune(model: nn.Module, silent: SilentInputs, loader: EvalLoader) -> 
     if not CAN_PRUNE:
         return None
     try:
-        pruned = prune_silent(model, silent, loader.data.image_size)
+        return prune_silent(model, silent, islice(loader, 1), loader.data.image_size)
     except ValueError:
         return None
-    return pruned if is_same(model, pruned, islice(loader, 1))[0] else None
 
 
-def is_same(model: nn.Module, pruned: Pruned, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[bool, str]:
-    """Whether a pruned model gives the same logits, up to rounding, and how far they are apart."""
-    difference, largest = largest_difference(model, pruned.model, batches)
-    return difference <= TOLERANCE * max(largest, 1), f"{difference:.1e} (the largest is {largest:.3g})"
-
-
-def prune(folder: Path, name: str, opened: Opened, batches: Callable[[], EvalLoader], state: PartialState) -> None:
-    """Save a model without what is silent on all images, after looking at the logits of all of them."""
-    with SilentInputs(opened.model) as silent, torch.no_grad():
-        for images, _ in with_progress(batches(), f"{name}: what is silent", state):
-            opened.model(images)
+def prune(folder: Path, name: str, model: nn.Module, loader: EvalLoader, state: PartialState) -> None:
+    """Save a model without what is silent on all images, after comparing the logits of all of them."""
+    with SilentInputs(model) as silent, torch.no_grad():
+        for images, _ in with_progress(loader, f"{name}: what is silent", state):
+            model(images)
     silent.gather()
-    pruned = prune_silent(opened.model, silent, batches().data.image_size)
+    compared = with_progress(loader, f"{name}: comparing logits", state)
+    pruned = prune_silent(model, silent, compared, loader.data.image_size)
     if not pruned.channels:
         raise ValueError(f"{removable_text(name, pruned)} --prune {folder} was not written")
-    same, apart = is_same(opened.model, pruned, with_progress(batches(), f"{name}: comparing logits", state))
-    if not same:
-        raise ValueError(f"the logits of {name} and of what is left of it are {apart} apart; nothing was saved")
     if state.is_main_process:
-        new = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(new, ignore_errors=True)
-        save_pretrained(pruned.model, new)
-        loaded = create_model(f"local-dir:{new}", pretrained=True).state_dict()
+        save_pretrained(pruned.model, folder)
+        loaded = create_model(f"local-dir:{folder}", pretrained=True).state_dict()
         if any(not torch.equal(loaded[key], value.cpu()) for key, value in pruned.model.state_dict().items()):
-            raise ValueError(f"{new} does not load as it was saved")
-        new.replace(folder)
+            raise ValueError(f"--prune {folder} does not load as it was saved")
+        print(f"\nOver all {len(loader.data.test):,} held-out images: {removable_text(name, pruned)}")
         print(
-            f"\n{removable_text(name, pruned)}\nWithout them, in {folder}: the logits of all images differ by {apart}"
+            f"{folder} is the model without them; no logit differs by more than {pruned.difference:.1e} "
+            f"(the largest is {pruned.largest_logit:.3g})"
         )
 
 
@@ -328,18 +311,18 @@ def draw(
         ),
     }
     for number, (name, stages) in enumerate(measured.items()):
-        suffix = "_compared" if number else ""
         pictures[f"Feature maps of {name}: one image, the first two stages"] = feature_maps(
             image,
             [stage[0] for stage in maps[name][:2]],
             stages[:2],
-            folder / f"feature_maps{suffix}.{ending}",
+            folder / f"feature_maps{SUFFIXES[number]}.{ending}",
             f"Feature maps of {name}, one image of {of}",
         )
+    for number, name in enumerate(measured):
         metrics = Path(name) / "metrics.jsonl"  # of a run folder
         if metrics.is_file() and (epochs := [json.loads(line) for line in metrics.read_text().splitlines()]):
             pictures[f"Training of {name}"] = training_curves(
-                epochs, folder / f"curves{suffix}.{ending}", f"Training of {name}", indices
+                epochs, folder / f"curves{SUFFIXES[number]}.{ending}", f"Training of {name}", indices
             )
     return pictures
 
