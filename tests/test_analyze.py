@@ -117,31 +117,49 @@ def with_silent_channels(folder):
     return f"local-dir:{folder}"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_what_is_silent_on_all_held_out_images_is_removed(processes, tmp_path, capsys):
+@pytest.fixture
+def pruned_run(tmp_path, capsys):
+    """An analysis of 51 images with `--prune`: model, folder, what it printed."""
     name = with_silent_channels(tmp_path / "model")
-    flags = ["--model", name, "--dataset", "digits", "--images", "40", "--output-dir", tmp_path / "out"]
-    flags += ["--prune", tmp_path / "pruned"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"][: 5 * (processes - 1)]
-    command = [sys.executable, *launch, Path(analyze.__file__), *flags]
-    done = subprocess.run(command, capture_output=True, timeout=180, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out" / "redundancy.json").read_text())["removable"][name]
+    arguments = {"model": name, "dataset": "digits", "images": 51}
+    analyze.main(analyze.Args(**arguments, output_dir=tmp_path / "1", prune=tmp_path / "pruned1"))
+    return name, tmp_path, capsys.readouterr().out
+
+
+def test_what_is_silent_on_all_held_out_images_is_removed(pruned_run):
+    name, folder, out = pruned_run
+    found = json.loads((folder / "1" / "redundancy.json").read_text())["removable"][name]
     before, after = (
-        timm_mfd.create_model(source, pretrained=True).eval() for source in (name, f"local-dir:{tmp_path}/pruned")
+        timm_mfd.create_model(source, pretrained=True).eval() for source in (name, f"local-dir:{folder}/pruned1")
     )
     count = {model: sum(parameter.numel() for parameter in model.parameters()) for model in (before, after)}
     assert after.layer2[0].conv1.out_channels <= 108
     assert found["channels"] >= 40
     assert found["parameters"][0] == count[before]
-    assert found["parameters"][1] <= count[after] < count[before]  # on 40 images as much is silent as on all, or more
+    assert found["parameters"][1] <= count[after] < count[before]  # on 51 images as much is silent as on all, or more
     data = replace(load_dataset("digits"), mean=(0.2,) * 3, std=(0.3,) * 3)
     with torch.no_grad():
         for images, _ in EvalLoader(data, 128, device=torch.device("cpu")):
             torch.testing.assert_close(after(images), before(images), atol=1e-5, rtol=1e-5)
     gone = count[before] - count[after]
-    assert f"Over all 360 held-out images: {name}: " in done.stdout
-    assert f"they cost {gone:,} of {count[before]:,} parameters" in done.stdout
+    assert f"Over all 360 held-out images: {name}: " in out
+    assert f"they cost {gone:,} of {count[before]:,} parameters" in out
+
+
+def test_two_processes_write_the_numbers_of_one_and_prune_the_same(pruned_run):
+    name, folder, _ = pruned_run
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", analyze.__file__]
+    flags = ["--model", name, "--dataset", "digits", "--images", "51"]
+    places = ["--output-dir", folder / "2", "--prune", folder / "pruned2"]
+    done = subprocess.run([sys.executable, *launch, *flags, *places], capture_output=True, timeout=180, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((folder / number / "redundancy.json").read_text()) for number in "12")
+    assert two["removable"] == one["removable"]
+    for stage, other in zip(one["models"][name], two["models"][name], strict=True):
+        for key, value in stage.items():
+            assert other[key] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), key
+    weights = [(folder / f"pruned{number}" / "model.safetensors").read_bytes() for number in "12"]
+    assert weights[0] == weights[1]
 
 
 def test_without_a_silent_channel_nothing_is_pruned_and_the_analysis_stays(models, tmp_path, monkeypatch):
@@ -170,20 +188,6 @@ def test_without_torch_pruning_the_analysis_says_what_is_missing(models, tmp_pat
         analyze.main(analyze.Args(**arguments, prune=tmp_path / "pruned"))
     analyze.main(analyze.Args(**arguments))
     assert json.loads((tmp_path / "out" / "redundancy.json").read_text())["removable"] == {models[0]: None}
-
-
-def test_two_processes_write_the_numbers_of_one(models, tmp_path):
-    numbers = []
-    script = Path(analyze.__file__)
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"][: 5 * (processes - 1)]
-        flags = ["--model", models[0], "--dataset", "digits", "--images", "51", "--output-dir", out]
-        subprocess.run([sys.executable, *launch, script, *flags], check=True, capture_output=True, timeout=180)
-        numbers.append(json.loads((out / "redundancy.json").read_text())["models"][models[0]])
-    for one, two in zip(*numbers, strict=True):
-        for key, value in one.items():
-            assert two[key] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), key
 
 
 @pytest.mark.parametrize(

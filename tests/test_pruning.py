@@ -106,7 +106,7 @@ def test_exactly_the_planted_channels_go_with_all_they_cost():
 
 @pytest.mark.parametrize(
     "name",
-    ["densenet121_mfd", "mobilenetv2_100_mfd", "resnext50_32x4d_mfd", "efficientnet_b0", "seresnet18", "vgg11_bn"],
+    ["densenet121_mfd", "mobilenetv2_100_mfd", "resnext50_32x4d_mfd", "efficientnet_b0", "seresnet18", "repvit_m0_9"],
 )
 def test_pruned_models_answer_as_before_and_load_again(name, tmp_path):
     model = timm_mfd.create_model(name, num_classes=10)
