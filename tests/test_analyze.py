@@ -85,7 +85,7 @@ def test_an_image_alone_is_measured_at_the_size_of_the_model(models, photo, tmp_
         out = tmp_path / str(size)
         analyze.main(analyze.Args(model=name, image=photo, image_size=size, output_dir=out))
         found = json.loads((out / "redundancy.json").read_text())
-        assert found["data"]["name"] == "photo.png"
+        assert (found["data"]["name"], found["data"]["split"]) == ("photo.png", "image")
         assert found["data"]["images"] == 1
         source = name if name[:6] == "local-" else f"local-dir:{name}/model"
         model = timm_mfd.create_model(source, pretrained=True).eval()

@@ -99,22 +99,17 @@ def main(args: Args) -> None:
         if device.type == "cpu":
             prepare_cpu()
         data = load_dataset(args.dataset, args.data_dir, args.image_size) if args.dataset else None
-        side = (args.image_size, args.image_size) if args.image_size else None
-        size = data.image_size if data else side
+        size = data.image_size if data else (args.image_size,) * 2 if args.image_size else None
         names = [args.model, *([args.compare] if args.compare else [])]
         opened = {name: open_model(name, size, device) for name in names}
-        sizes = {size or tuple(one.model.pretrained_cfg["input_size"][1:]) for one in opened.values()}
-        if len(sizes) > 1:
-            raise ValueError(f"{args.model} and {args.compare} are for images of other sizes; choose an --image-size")
-        shown = single_image(args.image, sizes.pop()) if args.image else data
-        assert shown is not None
-        identity = (data or shown).identity()  # of the files, before they are decoded
-        measured_on = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir) if data else shown
-        shown = shown if args.image else measured_on
+        photo = single_image(args.image, size or common_size(opened)) if args.image else None
+        identity = (data or photo).identity()  # of the files, before they are decoded
+        if data:
+            data = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir)
         measured: dict[str, list[StageRedundancy]] = {}
         removable: dict[str, Pruned | None] = {}
         for name, one in opened.items():
-            loader = batches_for(one, measured_on, args.batch_size, device, *everywhere, args.workers, args.images)
+            loader = batches_for(one, data or photo, args.batch_size, device, *everywhere, args.workers, args.images)
             classes = data.num_classes if data else None
             with SilentInputs(one.model) as silent:
                 batches = with_progress(loader, name, state)
@@ -123,15 +118,15 @@ def main(args: Args) -> None:
         if len({len(stages) for stages in measured.values()}) > 1:
             raise ValueError(f"{args.model} and {args.compare} have different numbers of stages; nothing was written")
         if state.is_main_process:
-            count = min(args.images, len(measured_on.test))
-            where = f"{count:,} held-out images of {data.name}" if data else shown.name
+            about = {"name": (data or photo).name, "split": (data or photo).test_split, "sha256": identity}
+            count = min(args.images, len((data or photo).test))
+            where = f"{count:,} held-out images of {data.name}" if data else photo.name
             print(redundancy_table(measured))
             print(f"\nover the pixels of {where}; |r| > {args.tau:g} in groups of near-duplicates")
-            about = {"name": measured_on.name, "split": measured_on.test_split, "images": count, "sha256": identity}
-            write(args, about, where, opened, measured, removable, shown)
+            write(args, about | {"images": count}, where, opened, measured, removable, photo or data)
         if args.prune:
             one = opened[args.model]
-            everything = batches_for(one, measured_on, args.batch_size, device, *everywhere, args.workers)
+            everything = batches_for(one, data, args.batch_size, device, *everywhere, args.workers)
             prune(args.prune, args.model, one.model, everything, state)
 
 
@@ -176,6 +171,15 @@ def open_model(name: str, size: tuple[int, int] | None, device: torch.device) ->
         raise ValueError(f"{name} needs images of {own[0]}x{own[1]}, these are {size[0]}x{size[1]}")
     model = model.to(device, memory_format=torch.channels_last).eval()
     return Opened(model, tuple(cfg["mean"]), tuple(cfg["std"]))
+
+
+def common_size(opened: dict[str, Opened]) -> tuple[int, int]:
+    """Return the size of the images that all models were made for."""
+    sizes = {name: tuple(one.model.pretrained_cfg["input_size"][1:]) for name, one in opened.items()}
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{name} for {height}x{width}" for name, (height, width) in sizes.items())
+        raise ValueError(f"the models are made for images of other sizes ({said}); choose an --image-size")
+    return sizes.popitem()[1]
 
 
 def batches_for(
