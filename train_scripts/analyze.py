@@ -105,6 +105,8 @@ def main(args: Args) -> None:
         photo = single_image(args.image, size or common_size(opened)) if args.image else None
         identity = (data or photo).identity()  # of the files, before they are decoded
         if data:
+            if args.dataset == "folder":
+                data = replace(data, name=Path(args.data_dir).resolve().name)
             data = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir)
         measured: dict[str, list[StageRedundancy]] = {}
         removable: dict[str, Pruned | None] = {}
@@ -123,7 +125,16 @@ def main(args: Args) -> None:
             where = f"{count:,} held-out images of {data.name}" if data else photo.name
             print(redundancy_table(measured))
             print(f"\nover the pixels of {where}; |r| > {args.tau:g} in groups of near-duplicates")
-            write(args, about | {"images": count}, where, opened, measured, removable, photo or data)
+            write(
+                args,
+                about | {"images": count},
+                where,
+                opened,
+                measured,
+                removable,
+                photo or data,
+                photo.name if photo else source,
+            )
         if args.prune:
             one = opened[args.model]
             everything = batches_for(one, data, args.batch_size, device, *everywhere, args.workers)
