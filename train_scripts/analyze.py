@@ -125,16 +125,7 @@ def main(args: Args) -> None:
             where = f"{count:,} held-out images of {data.name}" if data else photo.name
             print(redundancy_table(measured))
             print(f"\nover the pixels of {where}; |r| > {args.tau:g} in groups of near-duplicates")
-            write(
-                args,
-                about | {"images": count},
-                where,
-                opened,
-                measured,
-                removable,
-                photo or data,
-                photo.name if photo else source,
-            )
+            write(args, about | {"images": count}, where, opened, measured, removable, photo or data)
         if args.prune:
             one = opened[args.model]
             everything = batches_for(one, data, args.batch_size, device, *everywhere, args.workers)
