@@ -106,7 +106,7 @@ def main(args: Args) -> None:
         identity = (data or photo).identity()  # of the files, before they are decoded
         if data:
             if args.dataset == "folder":
-                data = replace(data, name=Path(args.data_dir).resolve().name)
+                data = replace(data, name=Path(args.data_dir).absolute().name)
             data = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir)
         measured: dict[str, list[StageRedundancy]] = {}
         removable: dict[str, Pruned | None] = {}
