@@ -91,7 +91,8 @@ def _viewed(stage: StageRedundancy, maps: Tensor) -> dict[str, Any]:
         "stage": stage.stage,
         "title": f"{stage.module}, {stage.channels:,} channels of {stage.size[0]}x{stage.size[1]}",
         "facts": f"mean |r| {stage.mean_abs_r:.3f}, effective rank {stage.effective_rank:.1f}, "
-        f"{sum(map(len, stage.groups)):,} channels in {len(stage.groups):,} groups, {len(stage.dead):,} dead",
+        f"{sum(map(len, stage.groups)):,} channels in {len(stage.groups):,} group{'s'[len(stage.groups) == 1 :]}, "
+        f"{len(stage.dead):,} dead",
         "tau": stage.tau,
         "total": stage.channels,
         "channels": channels,
