@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -64,6 +65,10 @@ def test_a_run_folder_brings_its_curves(models, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     out = tmp_path / "out"
     analyze.main(analyze.Args(model=models[1], compare=models[0], dataset="digits", output_dir=out, images=9))
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({"top1": 12.5, "count": 8, "split": "val"}))
+    shutil.rmtree(out)
+    analyze.main(analyze.Args(model=models[1], compare=models[0], dataset="digits", output_dir=out, images=9))
+    assert "top-1 12.50 % of 8 val images" in (out / "report.html").read_text()
     assert (out / "curves_compared.svg").is_file()
     assert f'alt="Training of {models[0]}"' in (out / "report.html").read_text()
 
@@ -76,7 +81,7 @@ def photo(tmp_path):
 
 
 def test_an_image_alone_is_measured_at_the_size_of_the_model(models, photo, tmp_path):
-    with pytest.raises(SystemExit, match="stage 2 gave 1 sample; correlation needs more or larger images"):
+    with pytest.raises(SystemExit, match="stage 2 gave 1 sample; correlation needs more images"):
         analyze.main(analyze.Args(model=models[0], image=photo, output_dir=tmp_path / "small"))
     timm_mfd.save_pretrained(
         timm_mfd.create_model("test_resnet"), tmp_path / "larger", image_size=(64, 64), mean=(0.1,) * 3, std=(0.3,) * 3
@@ -142,6 +147,10 @@ def test_what_is_silent_on_all_held_out_images_is_removed(pruned_run):
         for images, _ in EvalLoader(data, 128, device=torch.device("cpu")):
             torch.testing.assert_close(after(images), before(images), atol=1e-5, rtol=1e-5)
     gone = count[before] - count[after]
+    record = json.loads((folder / "pruned1" / "pruning.json").read_text())
+    assert (record["model"], record["data"], record["images"]) == (name, "digits", 360)
+    assert set(range(20)) <= set(record["layers"]["layer2.0.conv1"])
+    assert record["parameters"] == [count[before], count[after]]
     assert f"Over all 360 held-out images: {name}: " in out
     assert f"they cost {gone:,} of {count[before]:,} parameters" in out
 
@@ -170,7 +179,7 @@ def test_without_a_silent_channel_nothing_is_pruned_and_the_analysis_stays(model
                 model=models[0], dataset="digits", output_dir=tmp_path / "out", images=9, prune=tmp_path / "pruned"
             )
         )
-    assert "none can be removed for free" in str(stopped.value)
+    assert "none is free to remove" in str(stopped.value)
     assert (tmp_path / "out" / "report.html").is_file()
     assert not (tmp_path / "pruned").exists()
 
@@ -187,7 +196,9 @@ def test_without_torch_pruning_the_analysis_says_what_is_missing(models, tmp_pat
     with pytest.raises(SystemExit, match=r"--prune needs Torch-Pruning: pip install"):
         analyze.main(analyze.Args(**arguments, prune=tmp_path / "pruned"))
     analyze.main(analyze.Args(**arguments))
-    assert json.loads((tmp_path / "out" / "redundancy.json").read_text())["removable"] == {models[0]: None}
+    assert json.loads((tmp_path / "out" / "redundancy.json").read_text())["removable"] == {
+        models[0]: {"unknown": "Torch-Pruning is not installed, pip install -e '.[prune]'"}
+    }
 
 
 @pytest.mark.parametrize(
@@ -200,6 +211,10 @@ def test_without_torch_pruning_the_analysis_says_what_is_missing(models, tmp_pat
         ({"dataset": None, "image": Path("nowhere.png"), "data_dir": "data"}, "--data-dir data needs a --dataset"),
         ({"dataset": None, "image": Path("a.png"), "prune": Path("nowhere")}, "--prune needs a --dataset"),
         ({"prune": Path()}, "is there already"),
+        ({"prune": "OUT"}, "or to be the analysis; choose a new folder"),
+        ({"model": "runs/nope"}, "there is no run or saved model 'runs/nope'; for a model of the Hub write hf-hub:"),
+        ({"model": "RUN2"}, "; did you mean "),
+        ({"model": "RUN/unfinished"}, "is a run without a model yet"),
         ({"image_size": 0}, "--image-size must be at least 1, not 0"),
         ({"compare": "SAME"}, "is the model itself; name another one"),
         ({"model": "resnet18_mfd"}, "has no published weights yet"),
@@ -207,7 +222,15 @@ def test_without_torch_pruning_the_analysis_says_what_is_missing(models, tmp_pat
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_written(models, tmp_path, change, message):
-    change = {key: models[0] if value == "SAME" else value for key, value in change.items()}
+    (tmp_path / "run" / "unfinished").mkdir()
+    (tmp_path / "run" / "unfinished" / "args.json").write_text("{}")
+    places = {
+        "SAME": models[0],
+        "OUT": tmp_path / "out",
+        "RUN2": f"{models[0]}2",
+        "RUN/unfinished": f"{models[0]}/unfinished",
+    }
+    change = {key: places.get(value, value) for key, value in change.items()}
     arguments = {"model": models[0], "dataset": "digits", "output_dir": tmp_path / "out"} | change
     with pytest.raises(SystemExit) as stopped:
         analyze.main(analyze.Args(**arguments))

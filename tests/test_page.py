@@ -50,7 +50,15 @@ def page(tmp_path_factory):
     images = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])
     return (
         write_page(
-            folder / "report.html", models, maps, images, ["black <&>", "white"], data="noise", pictures=pictures
+            folder / "report.html",
+            models,
+            maps,
+            images,
+            ["black <&>", "white"],
+            data="noise",
+            pictures=pictures,
+            facts={NAMES[1]: "top-1 50 %"},
+            notes=["a note"],
         ),
         models,
         maps,
@@ -96,7 +104,10 @@ def test_the_tables_say_what_was_measured(page, browser):
     first, second = page[1].values()
     for row, a, b in zip(rows, first, second, strict=True):
         ratio = b.mean_abs_r / a.mean_abs_r
-        assert row.split() == [str(a.stage), a.module, f"{a.mean_abs_r:.3f}", f"{b.mean_abs_r:.3f}", f"{ratio:.2f}"]
+        assert row.split() == [
+            *(str(a.stage), a.module, f"{a.mean_abs_r:.3f}", f"{b.mean_abs_r:.3f}", f"{ratio:.2f}"),
+            *(f"{a.effective_rank:.1f}", f"{b.effective_rank:.1f}", "1", "1"),
+        ]
     rows = browser.evaluate("Array.from(document.querySelectorAll('#statistics tbody tr'), (row) => row.innerText)")
     assert len(rows) == 4
     for row, (letter, stage) in zip(rows, [*(("A", s) for s in first), *(("B", s) for s in second)], strict=True):
@@ -104,7 +115,10 @@ def test_the_tables_say_what_was_measured(page, browser):
         assert cells[:4] == [letter, str(stage.stage), str(stage.channels), "4x4"]
         assert cells[8:] == [f"{stage.effective_rank:.1f}", "1", "0", "5", "-"]
     names = browser.evaluate("Array.from(document.querySelectorAll('.model'), (name) => name.innerText)")
-    assert names == [f"A {NAMES[0]}", f"B {NAMES[1]}"]
+    assert names == [f"A {NAMES[0]}", f"B {NAMES[1]}top-1 50 %"]
+    text = browser.evaluate("document.body.innerText")
+    assert "a note" in text
+    assert "every pair of a group has |r| > 0.95" in text
 
 
 def PANEL(number):
@@ -167,9 +181,11 @@ def test_a_clicked_map_brings_what_resembles_it_to_the_front_with_its_sign(page,
     assert found[:3] == [6, 1, 7]
     assert sorted(found[1:]) == sorted(by_size[:63])
     written = browser.evaluate(f"Array.from({PANEL(1)}.querySelectorAll('.map'), (map) => map.innerText.trim())")
-    assert written[0] == "6"
-    assert [float(value) for value in written[1:]] == pytest.approx([float(r[c]) for c in found[1:]], abs=5.1e-4)
-    assert float(written[1]) == -1
+    written = [text.split() for text in written]
+    assert written[0] == ["6"]
+    assert [int(channel) for channel, _ in written[1:]] == found[1:]
+    assert [float(value) for _, value in written[1:]] == pytest.approx([float(r[c]) for c in found[1:]], abs=5.1e-4)
+    assert float(written[1][1]) == -1
     browser.evaluate(f"{PANEL(1)}.querySelector('[data-channel=\"6\"]').click()")
     assert channels(browser, 1) == list(range(64))
 
@@ -186,6 +202,7 @@ def test_a_sprite_holds_every_map_in_its_place_scaled_by_itself():
         expected = np.full((4, 6), 0.5) if channel == 3 else (one - one.min()) / (one.max() - one.min())
         np.testing.assert_allclose(cell / 255, expected, atol=0.003)
     assert not sheet[4:, 4 * 6 :].any()
+    assert pixels_of(sprite(torch.tensor([1.0, 3.0, 2.0])[:, None, None], 3)).tolist() == [[0, 255, 128]]
     assert pixels_of(sprite(torch.randn(2, 100, 30), 16)).shape == (48, 16 * 30)
     assert pixels_of(thumbnail(torch.rand(3, 400, 200))).shape == (128, 64, 3)
 

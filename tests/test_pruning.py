@@ -86,6 +86,7 @@ def test_exactly_the_planted_channels_go_with_all_they_cost():
     silence(model.layer1[0].bn2, [8])  # silent in one of its places only
     silence(model.layer3[0].bn1, [0], 1.0)  # constant, but not 0
     found = pruned(model)
+    assert found.layers == {"conv1": [7], "layer2.0.conv1": [3, 5]}
     assert found.channels == 3
     gone = 2 * (64 * 9 + 2 + 128 * 9)  # 3x3 from 64, batch norm, 3x3 to 128
     gone += 27 + 2  # the stem

@@ -161,6 +161,23 @@ def test_a_threshold_that_says_nothing_is_refused(tau):
         measure_redundancy(timm.create_model("test_resnet"), [], tau=tau)
 
 
+def test_batches_without_labels_are_plain_tensors():
+    model, images = timm.create_model("test_resnet"), torch.randn(4, 3, 64, 64)
+    plain, paired = measure_redundancy(model, [images]), measure_redundancy(model, [(images, None)])
+    assert [stage.to_json() for stage in plain] == [stage.to_json() for stage in paired]
+    assert "tensor" not in repr(plain)
+
+
+def test_labels_of_no_class_and_values_that_are_not_finite_are_refused():
+    model, images = timm.create_model("test_resnet"), torch.randn(4, 3, 64, 64)
+    for label in (13, -1):
+        with pytest.raises(ValueError, match=f"label {label} is outside of the 10 classes"):
+            measure_redundancy(model, [(images, torch.tensor([0, 1, 2, label]))], num_classes=10)
+    images[1, 0, 3, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"stage 0 \(.*\) is not finite on these images"):
+        measure_redundancy(model, [images])
+
+
 def test_one_image_of_one_pixel_has_no_correlation():
-    with pytest.raises(ValueError, match="stage 4 gave 1 sample; correlation needs more or larger images"):
+    with pytest.raises(ValueError, match="stage 4 gave 1 sample; correlation needs more images"):
         measure_redundancy(timm.create_model("test_resnet"), [(torch.randn(1, 3, 32, 32), None)], indices=[-1])

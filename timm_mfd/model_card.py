@@ -91,6 +91,7 @@ def render_card(
         label_names=config.get("label_names"),
         num_classes=config["num_classes"],
         # timm has no way to know the widths of a pruned network; our entry points have.
+        pruned=config.get("pruned", False),
         only_here=config.get("pruned", False) and not config["architecture"].endswith("_mfd"),
         run=run,
         args=args,

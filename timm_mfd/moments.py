@@ -83,6 +83,10 @@ class ChannelMoments:
         # What is left of a variance below this is rounding of the two sums it is the difference of.
         return squares - total.square() / self.count > 1e-12 * squares
 
+    def is_finite(self) -> bool:
+        """Return whether every value that was added is finite."""
+        return self._sum is not None and bool(self._sum.isfinite().all())
+
     def mean_abs_correlation(self) -> float:
         """Return the mean of |r| over all pairs of different channels, in [0, 1] (0 for a single channel)."""
         return mean_of_pairs(self.correlation().abs())
@@ -107,7 +111,13 @@ class ClassMeans:
         Args:
             x: Feature map `[B, C, H, W]`.
             labels: `[B]`.
+
+        Raises:
+            ValueError: If there is no such class.
         """
+        wrong = labels[(labels < 0) | (labels >= self._num_classes)]
+        if len(wrong):
+            raise ValueError(f"label {int(wrong[0])} is outside of the {self._num_classes} classes")
         means, labels = x.detach().cpu().double().mean((2, 3)), labels.cpu()
         if self._sum is None:
             self._sum = means.new_zeros(self._num_classes, means.shape[1])

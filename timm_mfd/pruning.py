@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ class Pruned:
 
     Attributes:
         model: The pruned model.
-        channels: How many channels are gone, over all layers.
+        layers: Which output channels are gone, by the first layer that made them.
         parameters: Number of parameters, before and after.
         multiply_adds: Multiply-adds of convolutions and linear layers for one image, before and after.
         difference: Largest absolute difference of a logit from the model's.
@@ -90,11 +90,21 @@ class Pruned:
     """
 
     model: nn.Module
-    channels: int
+    layers: dict[str, list[int]]
     parameters: tuple[int, int]
     multiply_adds: tuple[int, int]
     difference: float
     largest_logit: float
+
+    @property
+    def channels(self) -> int:
+        """How many channels are gone; one that shortcuts take to several layers counts once."""
+        return sum(map(len, self.layers.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the model, as plain values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
+        return {"channels": self.channels, **values}
 
 
 def prune_silent(
@@ -134,7 +144,7 @@ def prune_silent(
     before = _size(model, image)
     pruned: Any = deepcopy(model).eval().requires_grad_(True)
     names = {module: name for name, module in pruned.named_modules()}
-    channels = 0
+    layers: dict[str, list[int]] = {}
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")  # about parameters outside of layers, which stay as they are
@@ -146,8 +156,8 @@ def prune_silent(
             for layer, function, indices in chosen:
                 if indices:
                     graph.get_pruning_group(layer, function, indices).prune()
-                    channels += len(indices)
-        if channels:
+                    layers[names[layer]] = indices
+        if layers:
             note_widths(pruned)
         after = _size(pruned, image)
     except Exception as error:  # whatever it meets in a model that it was not made for
@@ -163,7 +173,7 @@ def prune_silent(
             f"without its silent channels a logit of {type(model).__name__} is {difference:.1e} off (the largest is "
             f"{largest:.3g}): Torch-Pruning does not understand it"
         )
-    return Pruned(pruned, channels, (before[0], after[0]), (before[1], after[1]), difference, largest)
+    return Pruned(pruned, layers, (before[0], after[0]), (before[1], after[1]), difference, largest)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Streaming per-stage correlation statistics: the paper's Tables I and III, and which channels are superfluous."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ class StageRedundancy:
     groups: tuple[tuple[int, ...], ...]
     tau: float
     class_mean_abs_r: float | None
-    correlation: Tensor
+    correlation: Tensor = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the matrix, as plain values."""
@@ -78,7 +78,12 @@ class StageRedundancy:
             ValueError: If there are fewer than 2 samples.
         """
         if moments.count < 2:
-            raise ValueError(f"stage {info.index} gave {moments.count} sample; correlation needs more or larger images")
+            raise ValueError(
+                f"stage {info.index} gave {moments.count} sample; correlation needs more images (--dataset) or larger "
+                "ones (--image-size)"
+            )
+        if not moments.is_finite():
+            raise ValueError(f"stage {info.index} ({info.module}) is not finite on these images")
         r, varies, std, n = moments.correlation(), moments.varies(), moments.std(), moments.count
         faint = varies & (std < NEAR_DEAD * std[varies].median()) if varies.any() else varies
         # A pair with a constant channel has no noise to be corrected.
@@ -107,7 +112,7 @@ class StageRedundancy:
 @torch.no_grad()
 def measure_redundancy(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor | None]],
+    batches: Iterable[Tensor | tuple[Tensor, Tensor | None]],
     *,
     indices: Sequence[int] | None = None,
     num_classes: int | None = None,
@@ -120,7 +125,7 @@ def measure_redundancy(
 
     Args:
         model: Any timm model; run in evaluation mode, its training mode is restored.
-        batches: Pairs of images `[B, in_chans, H, W]` on the model's device and labels `[B]` or None.
+        batches: Images `[B, in_chans, H, W]` on the model's device, or pairs of images and labels `[B]` or None.
         indices: Which stages, see `timm_mfd.forward_stages`.
         num_classes: Number of classes behind the labels. Default: no class means.
         tau: Channels with |r| above it are near-duplicates, in (0, 1).
@@ -129,7 +134,7 @@ def measure_redundancy(
         One entry per stage.
 
     Raises:
-        ValueError: If there is no image, or `tau` is out of range.
+        ValueError: If there is no image, `tau` or a label is out of range, or a stage is not finite.
 
     Example:
         >>> measure_redundancy(model, [(images, labels)], num_classes=10)[0].mean_abs_r
@@ -182,7 +187,7 @@ def mean_abs_correlation(
         [0.31, 0.22, 0.18, 0.09, 0.12]
     """
     moments: list[ChannelMoments] = []
-    for stages, _ in _outputs(model, ((images, None) for images in batches), indices):
+    for stages, _ in _outputs(model, batches, indices):
         moments = moments or [ChannelMoments() for _ in stages]
         for moment, stage in zip(moments, stages, strict=True):
             moment.update(stage)
@@ -223,12 +228,13 @@ def near_duplicates(correlation: Tensor, tau: float) -> tuple[tuple[int, ...], .
 
 
 def _outputs(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]], indices: Sequence[int] | None
+    model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, Tensor | None]], indices: Sequence[int] | None
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
     was_training = model.training
     model.eval()
     try:
-        for images, labels in batches:
+        for batch in batches:
+            images, labels = (batch, None) if isinstance(batch, Tensor) else batch
             yield forward_stages(model, images, indices).stages, labels
     finally:
         model.train(was_training)

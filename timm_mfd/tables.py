@@ -79,12 +79,12 @@ def removable_text(name: str, pruned: Pruned) -> str:
         A sentence.
     """
     if not pruned.channels:
-        return f"{name}: no channel is 0 on all of these images everywhere it goes, so none can be removed for free."
+        return f"{name}: no channel is 0 on all of these images in every layer that uses it, so none is free to remove."
     saved = [
         f"{before - after:,} of {before:,} {what} ({100 * (before - after) / before:.1f} %)"
         for (before, after), what in ((pruned.parameters, "parameters"), (pruned.multiply_adds, "multiply-adds"))
     ]
     return (
-        f"{name}: {pruned.channels:,} channels are 0 on all of these images everywhere they go; "
-        f"they cost {' and '.join(saved)}."
+        f"{name}: {pruned.channels:,} channels, inside of stages and at their ends, are 0 on all of these images in "
+        f"every layer that uses them; they cost {' and '.join(saved)}."
     )

@@ -15,6 +15,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -46,7 +47,6 @@ from timm_mfd.tables import redundancy_table, removable_text
 SHOWN = 6  # images in the viewer of the page
 SUFFIXES = ("", "_compared")  # of the pictures of the first and the second model
 CAN_PRUNE = find_spec("torch_pruning") is not None
-UNKNOWN = "Torch-Pruning cannot follow this network exactly" if CAN_PRUNE else "install timm_mfd[prune]"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Args:
     """Arguments of an analysis."""
 
     model: str
-    """A run folder, a timm name with pretrained weights, local-dir:FOLDER or hf-hub:ORG/NAME[@REVISION]."""
+    """A run folder, the folder of a saved model, a timm name with pretrained weights, or hf-hub:ORG/NAME[@REVISION]."""
     output_dir: Path
     """New folder for report.html, redundancy.json and the pictures."""
     dataset: str | None = None
@@ -72,7 +72,7 @@ class Args:
     prune: Path | None = None
     """New folder for --model without the channels that are 0 on every held-out image; needs timm_mfd[prune]."""
     tau: float = 0.95
-    """Channels with |r| above it are near-duplicates."""
+    """Every pair of a group of near-duplicates has |r| above it."""
     batch_size: int = 128
     """Images at a time in each process."""
     workers: int = 2
@@ -109,7 +109,7 @@ def main(args: Args) -> None:
                 data = replace(data, name=Path(args.data_dir).absolute().name)
             data = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir)
         measured: dict[str, list[StageRedundancy]] = {}
-        removable: dict[str, Pruned | None] = {}
+        removable: dict[str, Pruned | str] = {}
         for name, one in opened.items():
             loader = batches_for(one, data or photo, args.batch_size, device, *everywhere, args.workers, args.images)
             classes = data.num_classes if data else None
@@ -144,8 +144,8 @@ def check(args: Args) -> None:
     if args.prune:
         if not args.dataset:
             raise ValueError("--prune needs a --dataset, on all of whose images the answers are to stay")
-        if args.prune.exists():
-            raise FileExistsError(f"--prune {args.prune} is there already; choose a new folder")
+        if args.prune.exists() or args.prune.absolute() == args.output_dir.absolute():
+            raise FileExistsError(f"--prune {args.prune} is there already, or to be the analysis; choose a new folder")
         if not CAN_PRUNE:
             raise ValueError("--prune needs Torch-Pruning: pip install -e '.[prune]'")
     if args.data_dir and not args.dataset:
@@ -158,10 +158,24 @@ def check(args: Args) -> None:
         raise ValueError(f"--compare {args.compare} is the model itself; name another one")
 
 
+def source_of(name: str) -> str:
+    """Return what `create_model` calls a run folder or a saved model; other names as they are."""
+    path = Path(name)
+    for folder in (path / "model", path):
+        if (folder / "config.json").is_file():
+            return f"local-dir:{folder}"
+    if (path / "args.json").is_file():
+        raise ValueError(f"{name} is a run without a model yet; it is written when the run ends")
+    if "/" in name and ":" not in name:
+        close = get_close_matches(name, map(str, path.parent.glob("*")), n=1) if path.parent.is_dir() else []
+        hint = f"did you mean {close[0]}?" if close else "for a model of the Hub write hf-hub:ORG/NAME"
+        raise ValueError(f"there is no run or saved model {name!r}; {hint}")
+    return name
+
+
 def open_model(name: str, size: tuple[int, int] | None, device: torch.device) -> Opened:
     """Load a model for images of a size, its own by default."""
-    folder = Path(name) / "model"
-    source = f"local-dir:{folder}" if folder.is_dir() else name
+    source = source_of(name)
     arguments = arguments_for(source, size) if size else {}
     arguments.pop("stem", None)  # that of the weights
     model = create_model(source, pretrained=True, **arguments)
@@ -170,7 +184,10 @@ def open_model(name: str, size: tuple[int, int] | None, device: torch.device) ->
     cfg = model.pretrained_cfg
     own = tuple(cfg["input_size"][1:])
     if size and cfg.get("fixed_input_size") and "img_size" not in arguments and own != size:
-        raise ValueError(f"{name} needs images of {own[0]}x{own[1]}, these are {size[0]}x{size[1]}")
+        raise ValueError(
+            f"{name} needs images of {own[0]}x{own[1]}, these are {size[0]}x{size[1]}; --image-size resizes those of "
+            "folder and hfds/NAME"
+        )
     model = model.to(device, memory_format=torch.channels_last).eval()
     return Opened(model, tuple(cfg["mean"]), tuple(cfg["std"]))
 
@@ -204,15 +221,15 @@ def with_progress(loader: EvalLoader, name: str, state: PartialState) -> Iterabl
     return tqdm(loader, name, unit="batch", disable=None if state.is_main_process else True, leave=False)
 
 
-def try_to_prune(model: nn.Module, silent: SilentInputs, loader: EvalLoader) -> Pruned | None:
-    """Remove what is silent from a copy, to see what it costs; None if that cannot be done exactly."""
+def try_to_prune(model: nn.Module, silent: SilentInputs, loader: EvalLoader) -> Pruned | str:
+    """Remove what is silent from a copy, to see what it costs, or say why that cannot be done."""
     silent.gather()
     if not CAN_PRUNE:
-        return None
+        return "Torch-Pruning is not installed, pip install -e '.[prune]'"
     try:
         return prune_silent(model, silent, islice(loader, 1), loader.data.image_size)
-    except ValueError:
-        return None
+    except ValueError as error:
+        return str(error)
 
 
 def prune(folder: Path, name: str, model: nn.Module, loader: EvalLoader, state: PartialState) -> None:
@@ -224,16 +241,19 @@ def prune(folder: Path, name: str, model: nn.Module, loader: EvalLoader, state: 
     compared = with_progress(loader, f"{name}: comparing logits", state)
     pruned = prune_silent(model, silent, compared, loader.data.image_size)
     if not pruned.channels:
-        raise ValueError(f"{removable_text(name, pruned)} --prune {folder} was not written")
+        raise ValueError(f"{removable_text(name, pruned)} There is nothing to prune; {folder} was not written")
     if state.is_main_process:
         save_pretrained(pruned.model, folder)
         loaded = create_model(f"local-dir:{folder}", pretrained=True).state_dict()
         if any(not torch.equal(loaded[key], value.cpu()) for key, value in pruned.model.state_dict().items()):
             raise ValueError(f"--prune {folder} does not load as it was saved")
-        print(f"\nOver all {len(loader.data.test):,} held-out images: {removable_text(name, pruned)}")
+        count = len(loader.data.test)
+        about = {"model": name, "data": loader.data.name, "images": count, **pruned.to_json()}
+        (folder / "pruning.json").write_text(json.dumps(about, indent=2) + "\n")
+        print(f"\nOver all {count:,} held-out images: {removable_text(name, pruned)}")
         print(
-            f"{folder} is the model without them; no logit differs by more than {pruned.difference:.1e} "
-            f"(the largest is {pruned.largest_logit:.3g})"
+            f"{folder} is the model without them; on these images no logit differs by more than "
+            f"{pruned.difference:.1e} (the largest is {pruned.largest_logit:.3g}). Others may excite what these left silent."
         )
 
 
@@ -243,7 +263,7 @@ def write(
     where: str,
     opened: dict[str, Opened],
     measured: dict[str, list[StageRedundancy]],
-    removable: dict[str, Pruned | None],
+    removable: dict[str, Pruned | str],
     shown: ImageData,
 ) -> None:
     """Write numbers, pictures and the page; the folder appears when it is complete."""
@@ -254,32 +274,39 @@ def write(
         "data": about,
         "models": {name: [stage.to_json() for stage in stages] for name, stages in measured.items()},
         "removable": {
-            name: pruned
-            and {
-                "channels": pruned.channels,
-                "parameters": pruned.parameters,
-                "multiply_adds": pruned.multiply_adds,
-            }
+            name: pruned.to_json() if isinstance(pruned, Pruned) else {"unknown": pruned}
             for name, pruned in removable.items()
         },
     }
     (new / "redundancy.json").write_text(json.dumps(found, indent=2) + "\n")
     notes = [
-        removable_text(name, pruned) if pruned else f"{name}: what its dead channels cost is not known ({UNKNOWN})."
+        removable_text(name, pruned)
+        if isinstance(pruned, Pruned)
+        else f"{name}: what its dead channels cost is not counted: {pruned}."
         for name, pruned in removable.items()
     ]
     print("\n".join(["", *notes]))
     maps, images, labels = {}, torch.empty(0), torch.empty(0)
     for name, one in opened.items():
         images, labels, maps[name] = look(one, shown)
+    caption = shown.name if args.image else f"one image of {shown.name}"
     pictures: dict[str, Path] = {}
     for ending in ("png", "svg"):  # the page takes the last
-        pictures = draw(new, ending, where, measured, maps, images[0], shown.name)
+        pictures = draw(new, ending, where, measured, maps, images[0], caption)
     names = [shown.class_names[label] for label in labels.tolist()]
+    facts = {name: fact for name in opened if (fact := accuracy_of(Path(name) / "summary.json"))}
     page = new / "report.html"
-    write_page(page, measured, maps, images, names, data=where, pictures=pictures, notes=notes)
+    write_page(page, measured, maps, images, names, data=where, pictures=pictures, facts=facts, notes=notes)
     replace_folder(new, args.output_dir)
     print(f"{' and '.join(measured)}: report.html, redundancy.json and pictures are in {args.output_dir}")
+
+
+def accuracy_of(summary: Path) -> str:
+    """Return what a run folder says of the accuracy of its model; empty if it is none."""
+    if not summary.is_file():
+        return ""
+    found = json.loads(summary.read_text())
+    return f"top-1 {found['top1']:.2f} % of {found['count']:,} {found['split']} images"
 
 
 @torch.no_grad()
@@ -322,7 +349,7 @@ def draw(
             [stage[0] for stage in maps[name][:2]],
             stages[:2],
             folder / f"feature_maps{SUFFIXES[number]}.{ending}",
-            f"Feature maps of {name}, one image of {of}",
+            f"Feature maps of {name}, {of}",
         )
     for number, name in enumerate(measured):
         metrics = Path(name) / "metrics.jsonl"  # of a run folder

@@ -46,7 +46,8 @@ def correlation_by_stage(
     axes.margins(y=0.1)
     plain([axes], "y")
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=9)
+    if len(values) > 1:
+        figure.legend(loc="outside lower center", ncols=len(values), frameon=False, fontsize=9)
     return save(figure, path)
 
 

@@ -108,9 +108,10 @@ def contact_sheet(maps: Tensor, rows: int) -> np.ndarray:
 
 
 def scaled(maps: Tensor) -> Tensor:
-    """Scale each map `[..., H, W]` to [0, 1] by itself; a constant one becomes 0.5. On the CPU."""
+    """Scale each map `[C, H, W]` to [0, 1] by itself, those of one pixel together; constant ones become 0.5."""
     maps = maps.detach().cpu().float()
-    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    dims = (-2, -1) if maps.shape[-2:] != (1, 1) else (-3, -2, -1)
+    low, high = maps.amin(dims, keepdim=True), maps.amax(dims, keepdim=True)
     return torch.where(high > low, (maps - low) / (high - low), 0.5)
 
 

@@ -1,6 +1,7 @@
 """From statistics, maps and pictures to the page."""
 
 import base64
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ def write_page(
     *,
     data: str,
     pictures: Mapping[str, Path],
+    facts: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
     """Write a page with tables, pictures, and a viewer of feature maps: image, stage and group, A beside B.
@@ -40,6 +42,7 @@ def write_page(
         labels: What they show.
         data: What the statistics were measured on, such as `"1,000 held-out images of digits"`.
         pictures: PNG or SVG files by caption; they go into the page.
+        facts: What else to say of a model in the headline, such as its accuracy.
         notes: Sentences below the tables.
 
     Returns:
@@ -70,6 +73,9 @@ def write_page(
         largest=max(stage.mean_abs_r for stages in models.values() for stage in stages) or 1.0,
         stages=list(zip(*models.values(), strict=True)),
         data=data,
+        tau=next(iter(models.values()))[0].tau,
+        facts=facts or {},
+        version=importlib.metadata.version("timm_mfd"),
         pictures={caption: _embedded(file) for caption, file in pictures.items()},
         notes=notes,
         # In a script element only "<" could end the data.
@@ -91,7 +97,8 @@ def _viewed(stage: StageRedundancy, maps: Tensor) -> dict[str, Any]:
         "stage": stage.stage,
         "title": f"{stage.module}, {stage.channels:,} channels of {stage.size[0]}x{stage.size[1]}",
         "facts": f"mean |r| {stage.mean_abs_r:.3f}, effective rank {stage.effective_rank:.1f}, "
-        f"{sum(map(len, stage.groups)):,} channels in {len(stage.groups):,} group{'s'[len(stage.groups) == 1 :]}, "
+        f"{sum(map(len, stage.groups)):,} channels in {len(stage.groups):,} group{'s'[len(stage.groups) == 1 :]} "
+        f"with |r| > {stage.tau:g}, "
         f"{len(stage.dead):,} dead",
         "tau": stage.tau,
         "total": stage.channels,

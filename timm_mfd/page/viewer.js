@@ -88,7 +88,9 @@
     }
     map.classList.toggle("dead", dead);
     map.classList.toggle("chosen", channel === like);
-    map.append(like === null || channel === like ? String(channel) : correlation(stage, like, channel).toFixed(3));
+    map.append(String(channel));
+    if (like !== null && channel !== like)
+      map.append(element("br"), element("b", {}, correlation(stage, like, channel).toFixed(3)));
     map.title = says;
     map.setAttribute("aria-label", says);
     map.addEventListener("click", () => {
