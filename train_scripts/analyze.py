@@ -253,7 +253,7 @@ def prune(folder: Path, name: str, model: nn.Module, loader: EvalLoader, state: 
         print(f"\nOver all {count:,} held-out images: {removable_text(name, pruned)}")
         print(
             f"{folder} is the model without them; on these images no logit differs by more than "
-            f"{pruned.difference:.1e} (the largest is {pruned.largest_logit:.3g}). Others may excite what these left silent."
+            f"{pruned.difference:.1e} (the largest is {pruned.largest_logit:.3g}); others may excite what is gone"
         )
 
 
