@@ -61,15 +61,22 @@ def viewer_of(folder):
 
 
 def test_a_run_folder_brings_its_curves(models, tmp_path):
-    line = {"epoch": 1, "top1": 50, "top5": 90, "criterion_loss": 1.0, "mfd_loss": 0.0, "mfd_per_stage": [None] * 5}
+    line = {"epoch": 1, "top1": 50, "top5": 90, "criterion_loss": 1.0, "mfd_loss": 0.1, "mfd_per_stage": [0.5, 0.4]}
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     out = tmp_path / "out"
     analyze.main(analyze.Args(model=models[1], compare=models[0], dataset="digits", output_dir=out, images=9))
-    (tmp_path / "run" / "summary.json").write_text(json.dumps({"top1": 12.5, "count": 8, "split": "val"}))
+    (tmp_path / "run" / "summary.json").write_text(
+        json.dumps({"top1": 12.5, "count": 8, "split": "val", "stages": [7, 9]})
+    )
     shutil.rmtree(out)
     analyze.main(analyze.Args(model=models[1], compare=models[0], dataset="digits", output_dir=out, images=9))
     assert "top-1 12.50 % of 8 val images" in (out / "report.html").read_text()
-    assert (out / "curves_compared.svg").is_file()
+    svg = (out / "curves_compared.svg").read_text()
+    assert "<!-- stage 7 -->" in svg
+    assert "<!-- stage 9 -->" in svg
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"epoch": 1')
+    with pytest.raises(SystemExit, match=r"metrics.jsonl is damaged; mend or remove it"):
+        analyze.main(analyze.Args(model=models[0], dataset="digits", output_dir=tmp_path / "third", images=9))
     assert f'alt="Training of {models[0]}"' in (out / "report.html").read_text()
 
 
@@ -118,7 +125,7 @@ def with_silent_channels(folder):
     with torch.no_grad():
         for norm in (model.layer2[0].bn1, model.layer3[1].bn1):
             norm.weight[:20], norm.bias[:20] = 0, -1
-    timm_mfd.save_pretrained(model, folder, image_size=(8, 8), mean=(0.2,) * 3, std=(0.3,) * 3)
+    timm_mfd.save_pretrained(model, folder, image_size=(8, 8), mean=(0.2,) * 3, std=(0.3,) * 3, license="mit")
     return f"local-dir:{folder}"
 
 
@@ -151,6 +158,8 @@ def test_what_is_silent_on_all_held_out_images_is_removed(pruned_run):
     assert (record["model"], record["data"], record["images"]) == (name, "digits", 360)
     assert set(range(20)) <= set(record["layers"]["layer2.0.conv1"])
     assert record["parameters"] == [count[before], count[after]]
+    assert "license: mit" in (folder / "pruned1" / "README.md").read_text()
+    assert "It was pruned" in (folder / "pruned1" / "README.md").read_text()
     assert f"Over all 360 held-out images: {name}: " in out
     assert f"they cost {gone:,} of {count[before]:,} parameters" in out
 
@@ -211,7 +220,11 @@ def test_without_torch_pruning_the_analysis_says_what_is_missing(models, tmp_pat
         ({"dataset": None, "image": Path("nowhere.png"), "data_dir": "data"}, "--data-dir data needs a --dataset"),
         ({"dataset": None, "image": Path("a.png"), "prune": Path("nowhere")}, "--prune needs a --dataset"),
         ({"prune": Path()}, "is there already"),
-        ({"prune": "OUT"}, "or to be the analysis; choose a new folder"),
+        ({"prune": "OUT"}, "are in each other"),
+        ({"prune": "IN"}, "are in each other"),
+        ({"output_dir": "FILE"}, "is a file; choose another place"),
+        ({"workers": -1}, "--workers must be at least 0, not -1"),
+        ({"compare": "VIT"}, "does not take images of 8x8"),
         ({"model": "runs/nope"}, "there is no run or saved model 'runs/nope'; for a model of the Hub write hf-hub:"),
         ({"model": "RUN2"}, "; did you mean "),
         ({"model": "RUN/unfinished"}, "is a run without a model yet"),
@@ -224,7 +237,12 @@ def test_without_torch_pruning_the_analysis_says_what_is_missing(models, tmp_pat
 def test_mistakes_are_one_line_and_nothing_is_written(models, tmp_path, change, message):
     (tmp_path / "run" / "unfinished").mkdir()
     (tmp_path / "run" / "unfinished" / "args.json").write_text("{}")
+    (tmp_path / "file").touch()
+    timm_mfd.save_pretrained(timm_mfd.create_model("test_vit", num_classes=10), tmp_path / "vit")
     places = {
+        "IN": tmp_path / "out" / "pruned",
+        "FILE": tmp_path / "file" / "out",
+        "VIT": str(tmp_path / "vit"),
         "SAME": models[0],
         "OUT": tmp_path / "out",
         "RUN2": f"{models[0]}2",

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from timm_mfd.atomic import replacing
+from timm_mfd.atomic import new_folder, replacing
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -60,3 +60,17 @@ def test_the_mode_is_that_of_any_new_file(tmp_path):
         partial.write_text("x")
         partial.chmod(0o600)
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_new_folder_appears_when_it_is_complete_and_takes_nobodys_place(tmp_path):
+    (tmp_path / "out").mkdir()  # empty
+    with new_folder(tmp_path / "out") as new:
+        (new / "ours.txt").touch()
+        assert not list((tmp_path / "out").iterdir())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["ours.txt"]
+    filled = pytest.raises(FileExistsError, match="has been filled by somebody else meanwhile")
+    with filled, new_folder(tmp_path / "out") as new:
+        (new / "more.txt").touch()
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "deep" / "er"):
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "ours.txt", "out"]

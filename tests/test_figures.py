@@ -3,6 +3,7 @@
 import re
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from test_report import WITH, WITHOUT, results_of
@@ -17,7 +18,7 @@ from timm_mfd.figures import (
     training_curves,
 )
 from timm_mfd.figures.correlations import by_group
-from timm_mfd.figures.feature_maps import frames_of, letter
+from timm_mfd.figures.feature_maps import contact_sheet, frames_of, letter
 from timm_mfd.moments import ChannelMoments, ClassMeans
 from timm_mfd.redundancy import StageRedundancy
 from timm_mfd.report import rows_of
@@ -111,6 +112,26 @@ def test_feature_maps_frame_copies_alike_and_cross_out_what_is_dead(tmp_path):
     assert len(re.findall('<path d="[^"]*" clip-path="[^"]*" style="fill: none; stroke: #999999', svg)) == 2
     image = matplotlib.image.imread(feature_maps(torch.rand(3, 8, 8), maps, found, tmp_path / "a.png", "noise"))
     assert image[..., :3].std() > 0.01
+
+
+def test_a_map_stands_in_the_cell_of_its_channel():
+    maps = torch.rand(11, 32, 64)
+    maps[:, 0, 0], maps[:, 0, 1] = 0, 1
+    sheet = contact_sheet(maps, 2)
+    height, width = sheet.shape[0] // 2, sheet.shape[1] // 8
+    for channel, values in enumerate(maps):
+        row, column = divmod(channel, 8)
+        cell = sheet[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        gap = (height - 32) // 2
+        np.testing.assert_allclose(cell[gap:-gap, gap:-gap], values.numpy(), atol=1e-6)
+    assert (sheet[height:, 3 * width :] == 1).all()
+
+
+def test_names_are_no_formulas_and_may_begin_with_an_underscore(tmp_path):
+    values = {"_run": [0.2], "bad$\\x{$": [0.1]}
+    svg = correlation_by_stage(values, [0], tmp_path / "a.svg", "$\\x{$ and \u732b").read_text()
+    assert "<!--  _run -->" in svg
+    assert "<!-- bad$\\x{$ -->" in svg
 
 
 def test_only_groups_of_which_two_are_shown_get_a_frame():

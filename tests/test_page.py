@@ -160,6 +160,34 @@ def test_stage_image_and_group_can_be_chosen_and_each_model_has_its_own_groups(b
     assert browser.evaluate(pressed) == ["white", "1"]
 
 
+def test_each_map_is_the_place_of_its_channel_in_the_sprite_and_the_matrix_holds_their_r(page, browser):
+    click(browser, "stages", 1)
+    stage = next(iter(page[1].values()))[1]
+    places = browser.evaluate(
+        f"Array.from({PANEL(0)}.querySelectorAll('.picture'), ({{ style }}) =>"
+        " [style.backgroundSize, style.backgroundPosition, style.aspectRatio])"
+    )
+    for channel, (size, position, ratio) in enumerate(places):
+        columns, rows = (float(value.strip("%")) / 100 for value in size.split())
+        left, top = (float(value.strip("%")) / 100 for value in position.split())
+        assert (columns, rows) == (16, 5)  # 70 maps
+        assert 16 * round(top * (rows - 1)) + round(left * (columns - 1)) == channel
+        assert ratio.split()[0] == "1"
+    red = browser.evaluate(
+        f"{{ const canvas = {PANEL(0)}.querySelector('canvas');"
+        " Array.from(canvas.getContext('2d').getImageData(0, 0, 64, 64).data).filter((_, place) => place % 4 === 0) }"
+    )
+    expected = 255 - 247 * stage.correlation[:64, :64].abs().numpy()
+    np.testing.assert_allclose(np.array(red).reshape(64, 64), expected, atol=1)
+
+
+def test_the_focus_stays_on_the_channel(browser):
+    browser.evaluate(f"{PANEL(0)}.querySelector('[data-channel=\"10\"]').focus()")
+    browser.evaluate("document.activeElement.click()")
+    assert browser.evaluate("document.activeElement.dataset.channel") == "10"
+    assert channels(browser, 0)[0] == 10
+
+
 def test_frames_letters_and_crosses_are_those_of_the_groups_and_the_dead(browser):
     marks = browser.evaluate(
         f"Array.from({PANEL(0)}.querySelectorAll('.grouped'), (map) => [Number(map.dataset.channel),"

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from processes import run_processes
+from safetensors.torch import load_file
 from torch import nn
 
 import timm_mfd
@@ -127,6 +128,7 @@ def test_pruned_models_answer_as_before_and_load_again(name, tmp_path):
         assert torch.equal(loaded(IMAGES), found.model(IMAGES))
         stages = timm_mfd.forward_stages(loaded, IMAGES).stages
         assert [stage.channels for stage in stage_info(loaded)] == [stage.shape[1] for stage in stages]
+        assert loaded.num_features == loaded.forward_features(IMAGES).shape[1]
     # Once more, from what was loaded.
     timm_mfd.save_pretrained(loaded, tmp_path / "again")
     again = timm_mfd.create_model(f"local-dir:{tmp_path}/again", pretrained=True).eval()
@@ -181,6 +183,31 @@ def test_a_logit_that_moves_is_refused():
         prune_silent(model, silent, [(IMAGES, None)], (32, 32))
 
 
+def test_logits_that_are_not_finite_equal_nothing():
+    model = lively("resnet18_mfd")
+    silence(model.layer2[0].bn1, [3])
+    with torch.no_grad():
+        model.fc.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="a logit of ResNet is inf off"):
+        pruned(model)
+
+
+def test_the_mode_of_the_model_is_kept_and_its_statistics_too():
+    model = lively("resnet18_mfd")
+    silent = heard(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    prune_silent(model.train(), silent, [(IMAGES, None)], (32, 32))
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_networks_that_cannot_be_compared_or_followed_are_refused_at_once():
+    for name, classes, message in (("resnet18", 0, "no classifier"), ("eca_resnet33ts", 10, "over channels")):
+        model = timm.create_model(name, num_classes=classes).eval()
+        with pytest.raises(ValueError, match=message):
+            prune_silent(model, heard(model), [], (32, 32))
+
+
 @pytest.fixture
 def saved(tmp_path):
     model = timm_mfd.create_model("resnet18", num_classes=10)
@@ -189,9 +216,21 @@ def saved(tmp_path):
 
 
 def test_a_pruned_model_keeps_its_classes_and_channels(saved):
-    for argument in ({"num_classes": 5}, {"in_chans": 1}):
-        with pytest.raises(ValueError, match=r"is pruned and has .*; load it as it is"):
+    for argument in ({"num_classes": 5}, {"in_chans": 1}, {"global_pool": "catavgmax"}, {"features_only": True}):
+        with pytest.raises(ValueError, match=r"is pruned and takes no .*; load it as it is"):
             timm_mfd.create_model(f"local-dir:{saved}", pretrained=True, **argument)
+    timm_mfd.create_model(f"local-dir:{saved}", pretrained=True, num_classes=10, drop_rate=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*random weights")
+def test_without_its_weights_a_pruned_model_has_its_widths(saved):
+    model = timm_mfd.create_model(f"local-dir:{saved}", pretrained=False)
+    assert model.layer2[0].conv1.out_channels == pruned_shape(saved)
+    assert model.eval()(IMAGES).isfinite().all()
+
+
+def pruned_shape(folder):
+    return len(load_file(folder / "model.safetensors")["layer2.0.conv1.weight"])
 
 
 def test_pruned_weights_in_a_configuration_that_does_not_say_so_are_refused(saved):

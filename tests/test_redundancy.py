@@ -143,6 +143,13 @@ def test_no_pair_of_a_group_is_below_the_threshold_and_no_two_groups_could_be_on
     assert [len(group) for group in groups] == sorted(map(len, groups), reverse=True)
 
 
+def test_the_threshold_itself_is_not_above_the_threshold():
+    matrix = torch.tensor([[1.0, 0.5, 0.1], [0.5, 1.0, 0.6], [0.1, 0.6, 1.0]], dtype=torch.double)
+    assert near_duplicates(matrix, 0.5) == ((1, 2),)
+    assert near_duplicates(matrix, 0.6) == ()
+    assert near_duplicates(matrix, 0.59) == ((1, 2),)
+
+
 def test_noise_has_full_rank_and_nothing_above_its_floor():
     torch.manual_seed(0)
     model = timm.create_model("test_resnet")

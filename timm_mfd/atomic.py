@@ -1,6 +1,7 @@
 """Files that hold either their old content or their new one, whatever cuts the writing short."""
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -62,3 +63,25 @@ def _remove_abandoned(path: Path) -> None:
         with suppress(OSError):
             if time.time() - partial.stat().st_mtime > 3600:
                 partial.unlink()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a place to write into, which becomes the folder when all of it is there.
+
+    Args:
+        path: The folder; it does not exist, or is empty.
+
+    Raises:
+        FileExistsError: If it has been filled meanwhile.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        yield new
+        try:
+            new.replace(path)
+        except OSError:
+            raise FileExistsError(f"{path} has been filled by somebody else meanwhile; nothing was written") from None

@@ -75,7 +75,8 @@ def save_pretrained(
         run: How it was trained, for the card: `args` and `summary` as a run folder has them.
 
     Returns:
-        The folder; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it after `import timm_mfd`.
+        The folder; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it after `import timm_mfd`; a pruned
+        model other than `*_mfd` only `timm_mfd.create_model`.
 
     Raises:
         FileExistsError: If the folder already holds something.

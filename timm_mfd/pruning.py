@@ -1,5 +1,6 @@
 """Channels that are zero on every image: what they cost, and the same model without them."""
 
+import math
 import warnings
 from collections.abc import Iterable
 from copy import deepcopy
@@ -141,8 +142,10 @@ def prune_silent(
     import torch_pruning  # an extra
 
     image = next(model.parameters()).new_zeros(1, getattr(model, "in_chans", 3), *image_size)
-    before = _size(model, image)
     pruned: Any = deepcopy(model).eval().requires_grad_(True)
+    if not getattr(model, "num_classes", 0):
+        raise ValueError(f"{type(model).__name__} has no classifier whose answers could be compared")
+    before = _size(pruned, image)
     names = {module: name for name, module in pruned.named_modules()}
     layers: dict[str, list[int]] = {}
     try:
@@ -167,7 +170,9 @@ def prune_silent(
     for parameter, original in zip(pruned.parameters(), model.parameters(), strict=True):
         parameter.requires_grad_(original.requires_grad)
         parameter.grad = None
-    difference, largest = largest_difference(model, pruned, batches)
+    was_training = model.training
+    difference, largest = largest_difference(model.eval(), pruned, batches)
+    model.train(was_training)
     if not difference <= TOLERANCE * max(largest, 1):
         raise ValueError(
             f"without its silent channels a logit of {type(model).__name__} is {difference:.1e} off (the largest is "
@@ -188,13 +193,17 @@ def largest_difference(
         batches: Pairs of images `[B, 3, H, W]` and anything; every process brings its own.
 
     Returns:
-        The largest absolute difference of a logit, and the largest absolute logit of the first.
+        The largest absolute difference of a logit, infinite if one is not finite, and the largest absolute logit of
+        the first.
     """
     difference = largest = 0.0
     for images, _ in batches:
-        logits = model(images)
-        difference = max(difference, float((logits - other(images)).abs().max()))
-        largest = max(largest, float(logits.abs().max()))
+        logits, others = model(images), other(images)
+        if logits.shape != others.shape or not (logits.isfinite().all() and others.isfinite().all()):
+            difference = math.inf  # to which nothing is equal
+        else:
+            difference = max(difference, float((logits - others).abs().max()))
+            largest = max(largest, float(logits.abs().max()))
     differences, magnitudes = zip(*from_all_processes((difference, largest)), strict=True)
     return max(differences), max(magnitudes)
 
@@ -227,8 +236,10 @@ def _size(model: nn.Module, image: Tensor) -> tuple[int, int]:
     # Attention as plain products: fused ones are not counted on every device.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
+    # Torch-Pruning would take minutes and gigabytes to follow the reshapes around these.
     products = {str(operation) for operation in counter.get_flop_counts()["Global"]}
+    if any(isinstance(module, nn.Conv1d) for module in model.modules()):
+        raise ValueError(f"{type(model).__name__} has convolutions over channels")
     if products - _PRODUCTS:
-        # Torch-Pruning would take gigabytes to follow the reshapes around them.
         raise ValueError(f"{type(model).__name__} multiplies activations with each other, as attention does")
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2

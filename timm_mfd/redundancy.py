@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from math import nextafter
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class StageRedundancy:
         if not moments.is_finite():
             raise ValueError(f"stage {info.index} ({info.module}) is not finite on these images")
         r, varies, std, n = moments.correlation(), moments.varies(), moments.std(), moments.count
-        faint = varies & (std < NEAR_DEAD * std[varies].median()) if varies.any() else varies
+        faint = varies & (std < NEAR_DEAD * std[varies].quantile(0.5)) if varies.any() else varies
         # A pair with a constant channel has no noise to be corrected.
         live = varies[:, None] & varies
         corrected = torch.where(live, r.square() - (1 - r.square()) / max(n - 2, 1), 0.0)
@@ -219,7 +220,7 @@ def near_duplicates(correlation: Tensor, tau: float) -> tuple[tuple[int, ...], .
         return ()
     distance = 1 - correlation.abs().cpu().double()
     rows, columns = torch.triu_indices(channels, channels, 1)
-    of_channel = fcluster(linkage(distance[rows, columns].numpy(), "complete"), 1 - tau, "distance")
+    of_channel = fcluster(linkage(distance[rows, columns].numpy(), "complete"), nextafter(1 - tau, 0), "distance")
     groups: dict[int, list[int]] = {}
     for channel, group in enumerate(of_channel.tolist()):
         groups.setdefault(group, []).append(channel)

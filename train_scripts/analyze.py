@@ -12,14 +12,12 @@ accelerate launch train_scripts/analyze.py ...   (several processes share the im
 """
 
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import tyro
@@ -28,24 +26,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from timm_mfd import create_model, forward_stages, save_pretrained
+from timm_mfd.atomic import new_folder
 from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, load_dataset, place, single_image
-from timm_mfd.figures import (
-    correlation_by_stage,
-    correlation_distribution,
-    correlation_heat_maps,
-    feature_maps,
-    training_curves,
-)
+from timm_mfd.figures import analysis_pictures
 from timm_mfd.launch import follow_launcher, one_line_errors, prepare_cpu, start_all_processes
 from timm_mfd.models import arguments_for
 from timm_mfd.page import write_page
 from timm_mfd.pruning import Pruned, SilentInputs, prune_silent
 from timm_mfd.redundancy import CORRELATION_IMAGES, StageRedundancy, measure_redundancy
-from timm_mfd.run_dir import replace_folder
+from timm_mfd.sources import accuracy_of, license_of, metrics_of, source_of
+from timm_mfd.stages import stage_shapes
 from timm_mfd.tables import redundancy_table, removable_text
 
 SHOWN = 6  # images in the viewer of the page
-SUFFIXES = ("", "_compared")  # of the pictures of the first and the second model
 CAN_PRUNE = find_spec("torch_pruning") is not None
 
 
@@ -108,6 +101,8 @@ def main(args: Args) -> None:
             if args.dataset == "folder":
                 data = replace(data, name=Path(args.data_dir).absolute().name)
             data = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir)
+        check_shapes(opened, (data or photo).image_size, device)
+        curves = {name: metrics_of(Path(name)) for name in names}  # if damaged, now rather than at the end
         measured: dict[str, list[StageRedundancy]] = {}
         removable: dict[str, Pruned | str] = {}
         for name, one in opened.items():
@@ -117,15 +112,13 @@ def main(args: Args) -> None:
                 batches = with_progress(loader, name, state)
                 measured[name] = measure_redundancy(one.model, batches, num_classes=classes, tau=args.tau)
             removable[name] = try_to_prune(one.model, silent, loader)
-        if len({len(stages) for stages in measured.values()}) > 1:
-            raise ValueError(f"{args.model} and {args.compare} have different numbers of stages; nothing was written")
         if state.is_main_process:
             about = {"name": (data or photo).name, "split": (data or photo).test_split, "sha256": identity}
             count = min(args.images, len((data or photo).test))
             where = f"{count:,} held-out images of {data.name}" if data else photo.name
             print(redundancy_table(measured))
             print(f"\nover the pixels of {where}; |r| > {args.tau:g} in groups of near-duplicates")
-            write(args, about | {"images": count}, where, opened, measured, removable, photo or data)
+            write(args, about | {"images": count}, where, opened, measured, removable, photo or data, curves)
         if args.prune:
             one = opened[args.model]
             everything = batches_for(one, data, args.batch_size, device, *everywhere, args.workers)
@@ -134,43 +127,41 @@ def main(args: Args) -> None:
 
 def check(args: Args) -> None:
     """Find what is wrong before anything is loaded."""
-    if args.output_dir.is_file() or (args.output_dir.is_dir() and any(args.output_dir.iterdir())):
-        raise FileExistsError(f"--output-dir {args.output_dir} is there already; choose a new folder")
-    for flag, value in {"--images": args.images, "--batch-size": args.batch_size}.items():
-        if value < 1:
-            raise ValueError(f"{flag} must be at least 1, not {value}")
+    check_place("--output-dir", args.output_dir)
+    for flag, value, least in (
+        ("--images", args.images, 1),
+        ("--batch-size", args.batch_size, 1),
+        ("--workers", args.workers, 0),
+        ("--image-size", args.image_size, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{flag} must be at least {least}, not {value}")
     if not args.dataset and not args.image:
         raise ValueError("give a --dataset, an --image, or both")
     if args.prune:
         if not args.dataset:
             raise ValueError("--prune needs a --dataset, on all of whose images the answers are to stay")
-        if args.prune.exists() or args.prune.absolute() == args.output_dir.absolute():
-            raise FileExistsError(f"--prune {args.prune} is there already, or to be the analysis; choose a new folder")
+        check_place("--prune", args.prune)
+        places = args.prune.absolute(), args.output_dir.absolute()
+        if places[0].is_relative_to(places[1]) or places[1].is_relative_to(places[0]):
+            raise ValueError(f"--prune {args.prune} and --output-dir {args.output_dir} are in each other")
         if not CAN_PRUNE:
             raise ValueError("--prune needs Torch-Pruning: pip install -e '.[prune]'")
     if args.data_dir and not args.dataset:
         raise ValueError(f"--data-dir {args.data_dir} needs a --dataset")
-    if args.image_size is not None and args.image_size < 1:
-        raise ValueError(f"--image-size must be at least 1, not {args.image_size}")
     if not 0 < args.tau < 1:
         raise ValueError(f"--tau must be between 0 and 1, not {args.tau:g}")
-    if args.compare == args.model:
+    if args.compare and source_of(args.compare) == source_of(args.model):
         raise ValueError(f"--compare {args.compare} is the model itself; name another one")
 
 
-def source_of(name: str) -> str:
-    """Return what `create_model` calls a run folder or a saved model; other names as they are."""
-    path = Path(name)
-    for folder in (path / "model", path):
-        if (folder / "config.json").is_file():
-            return f"local-dir:{folder}"
-    if (path / "args.json").is_file():
-        raise ValueError(f"{name} is a run without a model yet; it is written when the run ends")
-    if "/" in name and ":" not in name:
-        close = get_close_matches(name, map(str, path.parent.glob("*")), n=1) if path.parent.is_dir() else []
-        hint = f"did you mean {close[0]}?" if close else "for a model of the Hub write hf-hub:ORG/NAME"
-        raise ValueError(f"there is no run or saved model {name!r}; {hint}")
-    return name
+def check_place(flag: str, path: Path) -> None:
+    """Refuse a place where no new folder can be made."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FileExistsError(f"{flag} {path} is there already; choose a new folder")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{flag} {path}: {above} is a file; choose another place")
 
 
 def open_model(name: str, size: tuple[int, int] | None, device: torch.device) -> Opened:
@@ -199,6 +190,19 @@ def common_size(opened: dict[str, Opened]) -> tuple[int, int]:
         said = ", ".join(f"{name} for {height}x{width}" for name, (height, width) in sizes.items())
         raise ValueError(f"the models are made for images of other sizes ({said}); choose an --image-size")
     return sizes.popitem()[1]
+
+
+def check_shapes(opened: dict[str, Opened], size: tuple[int, int], device: torch.device) -> None:
+    """Refuse models that do not take images of a size, or that cannot be set side by side."""
+    counts = {}
+    for name, one in opened.items():
+        try:
+            counts[name] = len(stage_shapes(one.model, torch.zeros(1, 3, *size, device=device)))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise ValueError(f"models of different numbers of stages cannot be compared ({said})")
 
 
 def batches_for(
@@ -243,13 +247,14 @@ def prune(folder: Path, name: str, model: nn.Module, loader: EvalLoader, state: 
     if not pruned.channels:
         raise ValueError(f"{removable_text(name, pruned)} There is nothing to prune; {folder} was not written")
     if state.is_main_process:
-        save_pretrained(pruned.model, folder)
-        loaded = create_model(f"local-dir:{folder}", pretrained=True).state_dict()
-        if any(not torch.equal(loaded[key], value.cpu()) for key, value in pruned.model.state_dict().items()):
-            raise ValueError(f"--prune {folder} does not load as it was saved")
         count = len(loader.data.test)
         about = {"model": name, "data": loader.data.name, "images": count, **pruned.to_json()}
-        (folder / "pruning.json").write_text(json.dumps(about, indent=2) + "\n")
+        with new_folder(folder) as new:
+            save_pretrained(pruned.model, new, license=license_of(name, model))
+            (new / "pruning.json").write_text(json.dumps(about, indent=2) + "\n")
+            loaded = create_model(f"local-dir:{new}", pretrained=True).state_dict()
+            if any(not torch.equal(loaded[key], value.cpu()) for key, value in pruned.model.state_dict().items()):
+                raise ValueError(f"{name} does not load as it was saved; --prune {folder} was not written")
         print(f"\nOver all {count:,} held-out images: {removable_text(name, pruned)}")
         print(
             f"{folder} is the model without them; on these images no logit differs by more than "
@@ -265,11 +270,9 @@ def write(
     measured: dict[str, list[StageRedundancy]],
     removable: dict[str, Pruned | str],
     shown: ImageData,
+    curves: dict[str, list[dict[str, Any]]],
 ) -> None:
-    """Write numbers, pictures and the page; the folder appears when it is complete."""
-    new = args.output_dir.with_name(f"{args.output_dir.name}.partial")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    """Write numbers, pictures and the page."""
     found = {
         "data": about,
         "models": {name: [stage.to_json() for stage in stages] for name, stages in measured.items()},
@@ -278,7 +281,6 @@ def write(
             for name, pruned in removable.items()
         },
     }
-    (new / "redundancy.json").write_text(json.dumps(found, indent=2) + "\n")
     notes = [
         removable_text(name, pruned)
         if isinstance(pruned, Pruned)
@@ -291,22 +293,15 @@ def write(
         images, labels, maps[name] = look(one, shown)
     caption = shown.name if args.image else f"one image of {shown.name}"
     pictures: dict[str, Path] = {}
-    for ending in ("png", "svg"):  # the page takes the last
-        pictures = draw(new, ending, where, measured, maps, images[0], caption)
     names = [shown.class_names[label] for label in labels.tolist()]
-    facts = {name: fact for name in opened if (fact := accuracy_of(Path(name) / "summary.json"))}
-    page = new / "report.html"
-    write_page(page, measured, maps, images, names, data=where, pictures=pictures, facts=facts, notes=notes)
-    replace_folder(new, args.output_dir)
+    facts = {name: fact for name in opened if (fact := accuracy_of(Path(name)))}
+    with new_folder(args.output_dir) as new:
+        (new / "redundancy.json").write_text(json.dumps(found, indent=2) + "\n")
+        for ending in ("png", "svg"):  # the page takes the last
+            pictures = analysis_pictures(new, ending, where, measured, maps, images[0], caption, curves)
+        page = new / "report.html"
+        write_page(page, measured, maps, images, names, data=where, pictures=pictures, facts=facts, notes=notes)
     print(f"{' and '.join(measured)}: report.html, redundancy.json and pictures are in {args.output_dir}")
-
-
-def accuracy_of(summary: Path) -> str:
-    """Return what a run folder says of the accuracy of its model; empty if it is none."""
-    if not summary.is_file():
-        return ""
-    found = json.loads(summary.read_text())
-    return f"top-1 {found['top1']:.2f} % of {found['count']:,} {found['split']} images"
 
 
 @torch.no_grad()
@@ -317,47 +312,6 @@ def look(opened: Opened, data: ImageData) -> tuple[Tensor, Tensor, list[Tensor]]
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (opened.mean, opened.std))
     maps = [stage.cpu() for stage in forward_stages(opened.model, images).stages]
     return (images * std + mean).cpu(), labels.cpu(), maps
-
-
-def draw(
-    folder: Path,
-    ending: str,
-    where: str,
-    measured: dict[str, list[StageRedundancy]],
-    maps: dict[str, list[Tensor]],
-    image: Tensor,
-    of: str,
-) -> dict[str, Path]:
-    """Draw every picture, and return the files by caption."""
-    values = {name: [stage.mean_abs_r for stage in stages] for name, stages in measured.items()}
-    indices = [stage.stage for stage in next(iter(measured.values()))]
-    path = {name: folder / f"{name}.{ending}" for name in ("stages", "distribution", "correlations")}
-    pictures = {
-        "Mean |r| between the channels of each stage": correlation_by_stage(
-            values, indices, path["stages"], f"Mean |r|, {where}"
-        ),
-        "How |r| is distributed over the pairs of channels": correlation_distribution(
-            measured, path["distribution"], f"Pairs of channels, {where}"
-        ),
-        "|r| between channels: near-duplicates first and framed, dead channels last": correlation_heat_maps(
-            measured, path["correlations"], f"|r| between channels, {where}"
-        ),
-    }
-    for number, (name, stages) in enumerate(measured.items()):
-        pictures[f"Feature maps of {name}: one image, the first two stages"] = feature_maps(
-            image,
-            [stage[0] for stage in maps[name][:2]],
-            stages[:2],
-            folder / f"feature_maps{SUFFIXES[number]}.{ending}",
-            f"Feature maps of {name}, {of}",
-        )
-    for number, name in enumerate(measured):
-        metrics = Path(name) / "metrics.jsonl"  # of a run folder
-        if metrics.is_file() and (epochs := [json.loads(line) for line in metrics.read_text().splitlines()]):
-            pictures[f"Training of {name}"] = training_curves(
-                epochs, folder / f"curves{SUFFIXES[number]}.{ending}", f"Training of {name}", indices
-            )
-    return pictures
 
 
 if __name__ == "__main__":

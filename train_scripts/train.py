@@ -241,7 +241,8 @@ def main(args: Args) -> None:
         for warning in failures:
             print(f"warning: {warning}")
         print(f"{summary['seconds']:.0f} seconds; the model is in {folder / 'model'}\n\nimport timm\nimport timm_mfd")
-        print(f'model = timm.create_model("local-dir:{folder / "model"}", pretrained=True).eval()')
+        package = "timm_mfd" if getattr(model, "pruned", False) else "timm"
+        print(f'model = {package}.create_model("local-dir:{folder / "model"}", pretrained=True).eval()')
 
 
 def build_task(args: Args, model: nn.Module, device: torch.device) -> MFDClassificationTask:

@@ -68,7 +68,7 @@ def single_image(path: str | Path, size: tuple[int, int]) -> ImageData:
     """
     images = FileImages([str(path)], [0], size, resize=True)
     pixels = ArrayImages(images[0][None], [0], images.paths)
-    name = Path(path).name
+    name = os.fsencode(Path(path).name).decode("utf-8", "replace")
     return ImageData(name, train=pixels, test=pixels, class_names=(name,), test_split="image")
 
 

@@ -2,6 +2,7 @@
 
 from .accuracy import accuracy_against_weight as accuracy_against_weight
 from .accuracy import ours_against_paper as ours_against_paper
+from .analysis import analysis_pictures as analysis_pictures
 from .correlations import correlation_by_stage as correlation_by_stage
 from .correlations import correlation_distribution as correlation_distribution
 from .correlations import correlation_heat_maps as correlation_heat_maps

@@ -1,11 +1,13 @@
 """What all pictures share: colours, the canvas, the look of axes, and the file they end in."""
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 # Okabe and Ito's colours: told apart by colour-blind people and in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -15,6 +17,11 @@ def ink_on(colour: str) -> str:
     """Return black or white, whichever is easier to read on a colour such as `#E69F00`."""
     red, green, blue = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def legend_label(name: str) -> str:
+    """Return a name that a legend shows: matplotlib leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
@@ -34,5 +41,9 @@ def plain(axes: Iterable[Axes], grid: str = "both") -> None:
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure; the ending chooses the format (png, svg, pdf)."""
-    figure.savefig(path, dpi=150)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names of models and images are no formulas
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box in its place says so
+        figure.savefig(path, dpi=150)
     return Path(path)

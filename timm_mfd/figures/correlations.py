@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..redundancy import StageRedundancy
-from .canvas import COLOURS, new_figure, plain, save
+from .canvas import COLOURS, legend_label, new_figure, plain, save
 
 
 def correlation_by_stage(
@@ -39,7 +39,7 @@ def correlation_by_stage(
     width = 0.8 / len(values)
     for number, (name, numbers) in enumerate(values.items()):
         places = [place + (number - (len(values) - 1) / 2) * width for place in range(len(stages))]
-        bars = axes.bar(places, numbers, width * 0.94, color=COLOURS[number % len(COLOURS)], label=name)
+        bars = axes.bar(places, numbers, width * 0.94, color=COLOURS[number % len(COLOURS)], label=legend_label(name))
         axes.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
     axes.set(ylabel="mean |r| between channels", xticks=range(len(stages)), ylim=(0, None))
     axes.set_xticklabels([f"stage {stage}" for stage in stages])
@@ -83,7 +83,7 @@ def correlation_distribution(
     figure.axes[0].set_ylabel(f"share of pairs per 1/{bins}")
     plain(figure.axes)
     handles = [
-        Line2D([], [], color=colour, ls=style, label=name)
+        Line2D([], [], color=colour, ls=style, label=legend_label(name))
         for colour, style, name in zip(COLOURS, ("-", "--", "-.", ":"), models, strict=False)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
@@ -142,7 +142,8 @@ def by_group(correlation: Tensor, groups: Sequence[Sequence[int]], dead: Sequenc
     from scipy.cluster.hierarchy import leaves_list, linkage
 
     first = [channel for group in groups for channel in group]
-    rest = [channel for channel in range(len(correlation)) if channel not in {*first, *dead}]
+    placed = {*first, *dead}
+    rest = [channel for channel in range(len(correlation)) if channel not in placed]
     if len(rest) > 2:
         distance = 1 - correlation.abs().cpu().numpy()[np.ix_(rest, rest)]
         leaves = leaves_list(linkage(distance[np.triu_indices(len(rest), 1)], "average"))

@@ -58,8 +58,9 @@ def feature_maps(
         panel.suptitle(f"stage {stage.stage}, channels 0-{shown - 1}: {duplicates}, {gone} dead", fontsize=10)
         axes = panel.subplots()
         extent = (0, _COLUMNS, rows, 0)  # a cell is 1 wide and 1 high
+        shape = values.shape[1] / values.shape[2]
         sheet = contact_sheet(values[:shown], rows)
-        axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+        axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent, aspect=shape)
         axes.set(xlim=(-0.1, _COLUMNS + 0.1), ylim=(rows + 0.1, -0.1))
         axes.axis("off")
         for channel in range(shown):

@@ -70,10 +70,14 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     if pretrained:
         check_weights(folder / WEIGHTS, config)
     try:
-        if pretrained and config.get("pruned") and config["architecture"] not in _mfd_names():
+        if config.get("pruned") and not (pretrained and config["architecture"] in _mfd_names()):
             check_arguments(name, config, kwargs)
+            if not pretrained and source == "hf-hub":  # whose shapes are in the weights
+                folder = download(model_id, cache_dir)
             model = timm.create_model(f"local-dir:{folder}", pretrained=False, **kwargs)
-            fit_widths(model, saved_shapes(folder / WEIGHTS)).load_state_dict(load_file(folder / WEIGHTS))
+            fit_widths(model, saved_shapes(folder / WEIGHTS))
+            if pretrained:
+                model.load_state_dict(load_file(folder / WEIGHTS))
         else:
             model = timm.create_model(f"local-dir:{folder}", pretrained=pretrained, **kwargs)
     except (RuntimeError, TypeError) as error:  # other keys or shapes, or an argument that the network does not take

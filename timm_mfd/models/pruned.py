@@ -28,14 +28,18 @@ def check_arguments(name: str, config: Mapping[str, Any], arguments: Mapping[str
     Raises:
         ValueError: Naming the argument.
     """
-    own = {"num_classes": config["num_classes"], "in_chans": config["pretrained_cfg"].get("input_size", [3])[0]}
-    for key, value in own.items():
-        if arguments.get(key) not in (None, value):
-            raise ValueError(f"{name} is pruned and has {key} {value}, not {arguments[key]}; load it as it is")
+    own = {
+        "num_classes": config["num_classes"],
+        "in_chans": config["pretrained_cfg"].get("input_size", [3])[0],
+        **config.get("model_args", {}),
+    }
+    for key, value in arguments.items():
+        if value is not None and value != own.get(key) and not key.startswith("drop"):
+            raise ValueError(f"{name} is pruned and takes no {key}={value}; load it as it is")
 
 
 def fit_widths(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> nn.Module:
-    """Give the layers of a new network the widths of pruned weights; their values are left open.
+    """Give the layers of a new network the widths of pruned weights; their values are random.
 
     Args:
         model: A timm model; changed in place.
@@ -67,16 +71,17 @@ def fit_widths(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> nn.Modu
             changed = True
         if not changed:
             continue
+        assert isinstance(module, _WIDTHS)
         if isinstance(module, nn.BatchNorm2d):
             module.num_features = module.weight.shape[0]
         elif isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
         else:
-            assert isinstance(module, nn.Conv2d)
             if module.groups > 1:  # depthwise: a channel has a group of its own
                 module.groups = module.weight.shape[0]
             module.out_channels = module.weight.shape[0]
             module.in_channels = module.weight.shape[1] * module.groups
+        module.reset_parameters()
     return note_widths(model)
 
 
@@ -91,14 +96,11 @@ def note_widths(model: Any) -> nn.Module:
         The model.
     """
     model.pruned = True  # for `save_pretrained`
-    classifier = model.get_classifier()
-    if isinstance(classifier, nn.Linear):
-        for key in ("num_features", "head_hidden_size"):  # which a new classifier is made from
-            setattr(model, key, classifier.in_features)
     training, weight = model.training, next(model.parameters())
     size = model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
     image = weight.new_zeros(1, model.in_chans, *size)
     stages = model.eval().forward_intermediates(image, output_fmt="NCHW", intermediates_only=True)
+    model.num_features = model.forward_features(image).shape[1]
     model.train(training)
     infos = getattr(model.feature_info, "info", model.feature_info)
     for info, stage in zip(infos, stages, strict=True):

@@ -101,6 +101,7 @@ def _viewed(stage: StageRedundancy, maps: Tensor) -> dict[str, Any]:
         f"with |r| > {stage.tau:g}, "
         f"{len(stage.dead):,} dead",
         "tau": stage.tau,
+        "shape": stage.size[1] / stage.size[0],
         "total": stage.channels,
         "channels": channels,
         "groups": stage.groups,

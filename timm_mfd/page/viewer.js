@@ -75,6 +75,7 @@
     picture.style.backgroundSize = `${100 * data.columns}% ${100 * rows}%`;
     picture.style.backgroundPosition =
       `${percent(place % data.columns, data.columns)}% ${percent(Math.floor(place / data.columns), rows)}%`;
+    picture.style.aspectRatio = stage.shape;
     const map = element("button", { class: "map", type: "button", "data-channel": channel }, picture);
     let says = `channel ${channel}${dead ? ", dead" : ""}`;
     // A frame says "like another one in view".
@@ -111,8 +112,10 @@
       if (group.filter((channel) => stage.channels.includes(channel)).length > 1)
         options.push([`group ${number}`, `group ${letterOf(number)}: ${group.length} near-duplicates`]);
     });
+    const left = stage.groups.length - (options.length - 1);
     if (choice.startsWith("like ")) options.push([choice, `similar to channel ${choice.slice(5)}`]);
     for (const [value, text] of options) select.append(element("option", { value }, text));
+    if (left) select.append(element("option", { disabled: "" }, `${left} smaller groups are not in this page`));
     select.value = choice;
     select.addEventListener("change", () => {
       state.choice[panel] = select.value;
@@ -149,6 +152,7 @@
     const focus = document.activeElement?.closest("#images, #stages, .panel");
     const again = focus && [
       focus.id ? `#${focus.id}` : `.panel[data-model=${CSS.escape(focus.dataset.model)}]`,
+      document.activeElement.dataset.channel ?? null,
       [...focus.querySelectorAll("button, select")].indexOf(document.activeElement),
     ];
     document.getElementById("images").replaceChildren(
@@ -158,7 +162,12 @@
       ...data.models[0].stages.map(({ stage }, index) => pick("stage", index, String(stage))),
     );
     document.getElementById("panels").replaceChildren(...data.models.map(drawPanel));
-    if (again) document.querySelector(again[0])?.querySelectorAll("button, select")[again[1]]?.focus();
+    if (again) {
+      const [place, channel, index] = again;
+      const now = document.querySelector(place);
+      const same = channel === null ? null : now?.querySelector(`[data-channel="${channel}"]`);
+      (same ?? now?.querySelectorAll("button, select")[index])?.focus({ preventScroll: true });
+    }
   }
 
   draw();

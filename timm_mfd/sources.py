@@ -1,0 +1,72 @@
+"""What a model is called on the command line, and what the folder behind the name says of it."""
+
+import json
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from torch import nn
+
+
+def source_of(name: str) -> str:
+    """Return what `create_model` calls a run folder or a saved model; other names as they are.
+
+    Args:
+        name: From the command line.
+
+    Raises:
+        ValueError: If it looks like a folder in which there is no model.
+    """
+    path = Path(name)
+    for folder in (path / "model", path):
+        if (folder / "config.json").is_file():
+            return f"local-dir:{folder}"
+    if (path / "args.json").is_file():
+        raise ValueError(f"{name} is a run without a model yet; it is written when the run ends")
+    if "/" in name and ":" not in name:
+        close = get_close_matches(name, map(str, path.parent.glob("*")), n=1) if path.parent.is_dir() else []
+        hint = f"did you mean {close[0]}?" if close else "for a model of the Hub write hf-hub:ORG/NAME"
+        raise ValueError(f"there is no run or saved model {name!r}; {hint}")
+    return name
+
+
+def license_of(name: str, model: nn.Module) -> str:
+    """Return the licence that the card of a saved model names, or timm's for its weights.
+
+    Args:
+        name: From the command line.
+        model: What was loaded by it.
+    """
+    card = Path(source_of(name).removeprefix("local-dir:")) / "README.md"
+    named = ModelCard.load(card).data.license if card.is_file() else model.pretrained_cfg.get("license")
+    return named or "apache-2.0"
+
+
+def accuracy_of(run: Path) -> str:
+    """Return what a run folder says of the accuracy of its model; empty if it is none.
+
+    Args:
+        run: The folder.
+    """
+    summary = run / "summary.json"
+    if not summary.is_file():
+        return ""
+    found = json.loads(summary.read_text())
+    return f"top-1 {found['top1']:.2f} % of {found['count']:,} {found['split']} images"
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """Read what a run folder says of its epochs; nothing if it is none.
+
+    Args:
+        run: The folder.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    path = run / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    except ValueError:
+        raise ValueError(f"{path} is damaged; mend or remove it") from None
