@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from torch import nn
 
 
 def source_of(name: str) -> str:
@@ -31,7 +30,7 @@ def source_of(name: str) -> str:
     return name
 
 
-def license_of(name: str, model: nn.Module) -> str:
+def license_of(name: str, model: Any) -> str:
     """Return the licence that the card of a saved model names, or timm's for its weights.
 
     Args:
