@@ -19,6 +19,7 @@ from timm.models._hub import save_config_for_hf  # not among the public names
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from .atomic import new_folder
 from .model_card import PICTURES, check_card, render_card
 from .models import create_model
 from .models.download import hub_errors
@@ -121,10 +122,7 @@ def save_pretrained(
         **({"label_names": list(map(str, label_names))} if label_names is not None else {}),
         **({"pruned": True} if getattr(plain, "pruned", False) else {}),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        new = Path(temporary) / "model"
-        new.mkdir()
+    with new_folder(folder) as new:
         save_config_for_hf(copy, new / CONFIG, model_config=model_config, data_config=preprocessing)
         config = check_config(new)
         config["pretrained_cfg"].pop("license", None)  # that of timm's weights; the card names the licence of these
@@ -136,7 +134,6 @@ def save_pretrained(
         card = render_card(config, sha256, run, repo_id=repo_id, license=license)
         (new / CARD).write_text(card, encoding="utf-8")
         check_weights(new / WEIGHTS, check_config(new))
-        new.replace(folder)
     return folder
 
 

@@ -88,7 +88,8 @@ def main(args: Args) -> None:
     with one_line_errors(ValueError, OSError, ImageDecodeError):
         check(args)
         state = PartialState(cpu=not torch.accelerator.is_available())
-        device, everywhere = state.device, (state.process_index, state.num_processes)
+        device = state.device
+        share = {"rank": state.process_index, "processes": state.num_processes, "workers": args.workers}
         if device.type == "cpu":
             prepare_cpu()
         data = load_dataset(args.dataset, args.data_dir, args.image_size) if args.dataset else None
@@ -106,7 +107,7 @@ def main(args: Args) -> None:
         measured: dict[str, list[StageRedundancy]] = {}
         removable: dict[str, Pruned | str] = {}
         for name, one in opened.items():
-            loader = batches_for(one, data or photo, args.batch_size, device, *everywhere, args.workers, args.images)
+            loader = batches_for(one, data or photo, args.batch_size, device, **share, limit=args.images)
             classes = data.num_classes if data else None
             with SilentInputs(one.model) as silent:
                 batches = with_progress(loader, name, state)
@@ -121,7 +122,7 @@ def main(args: Args) -> None:
             write(args, about | {"images": count}, where, opened, measured, removable, photo or data, curves)
         if args.prune:
             one = opened[args.model]
-            everything = batches_for(one, data, args.batch_size, device, *everywhere, args.workers)
+            everything = batches_for(one, data, args.batch_size, device, **share)
             prune(args.prune, args.model, one.model, everything, state)
 
 
@@ -205,19 +206,9 @@ def check_shapes(opened: dict[str, Opened], size: tuple[int, int], device: torch
         raise ValueError(f"models of different numbers of stages cannot be compared ({said})")
 
 
-def batches_for(
-    opened: Opened,
-    data: ImageData,
-    batch_size: int,
-    device: torch.device,
-    rank: int = 0,
-    processes: int = 1,
-    workers: int = 0,
-    limit: int | None = None,
-) -> EvalLoader:
-    """Return the held-out images as a model wants them."""
-    data = replace(data, mean=opened.mean, std=opened.std)
-    return EvalLoader(data, batch_size, device=device, rank=rank, processes=processes, workers=workers, limit=limit)
+def batches_for(opened: Opened, data: ImageData, batch_size: int, device: torch.device, **options: int) -> EvalLoader:
+    """Return the held-out images as a model wants them; the options are those of `EvalLoader`."""
+    return EvalLoader(replace(data, mean=opened.mean, std=opened.std), batch_size, device=device, **options)
 
 
 def with_progress(loader: EvalLoader, name: str, state: PartialState) -> Iterable[tuple[Tensor, Tensor]]:
