@@ -89,4 +89,8 @@ def official_datasets(tmp_path, tiny_imagenet_dataset, monkeypatch) -> Path:
             (tmp_path / "facescrub" / split / name).mkdir(parents=True)
             for i in range(count):
                 write_image(tmp_path / "facescrub" / split / name / f"{i}.png", 64, 100 * label + i)
+        for label, name in enumerate(("airplane", "automobile")):
+            (tmp_path / "cifar10-jpeg" / split / name).mkdir(parents=True)
+            for i in range(count):
+                write_image(tmp_path / "cifar10-jpeg" / split / name / f"{i}.jpg", 32, 100 * label + i)
     return tmp_path

@@ -16,6 +16,7 @@ from timm_mfd.models import paper_stem
 from timm_mfd.recipes import PAPER_RECIPES, find, select
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper.txt"
+OWN_RECIPES = [recipe for table in ("eq6", "proxy") for recipe in select(table)]
 # Side of the maps of stages 0 to 4, from the paper's description of the stems.
 SIDES = {
     ("other", 32): [32, 32, 16, 8, 4], ("other", 64): [64, 32, 16, 8, 4],
@@ -71,6 +72,21 @@ def test_accuracies_are_those_that_the_paper_prints():
             assert recipe.accuracy == printed, recipe.id
 
 
+def test_the_other_reading_of_eq_6_differs_in_nothing_else():
+    for row in ("mobilenetv2/tiny_imagenet/softmax+mfd", "mobilenetv2/cifar10_jpeg/softmax+mfd"):
+        usual, other = find(row)[0], find(f"{row}_position")[0]
+        assert other.accuracy == usual.accuracy
+        assert other.arguments() == replace(usual.arguments(), recipe=other.id, mfd_center="position")
+
+
+def test_own_recipes_are_not_the_papers():
+    own = [recipe for recipe in recipes.RECIPES.values() if recipe not in PAPER_RECIPES]
+    assert {table for recipe in own for table in recipe.tables} == {"eq6", "proxy", "digits"}
+    assert all(recipe.baseline in recipes.RECIPES for recipe in own)
+    assert [recipe.variant for recipe in own if recipe.variant] == [", mean per position"] * 2
+    assert {recipe.variant for recipe in PAPER_RECIPES} == {"", *(f", MFD x {w}" for w in (0.01, 0.1, 10, 100))}
+
+
 def test_the_protocol_is_that_of_section_4():
     for recipe in PAPER_RECIPES:
         args = recipe.arguments("paper", seed=3).checked()
@@ -90,7 +106,7 @@ def test_the_strong_protocol_is_longer_and_gives_mobilenet_a_small_stem():
     assert find("mobilenetv2/tiny_imagenet/softmax")[0].stem("paper") == "imagenet"
 
 
-@pytest.mark.parametrize("recipe", PAPER_RECIPES, ids=lambda recipe: recipe.id)
+@pytest.mark.parametrize("recipe", [*PAPER_RECIPES, *OWN_RECIPES], ids=lambda recipe: recipe.id)
 def test_every_recipe_trains_on_its_data_set(recipe, official_datasets, tmp_path, monkeypatch, capsys):
     """`train.py --recipe ID --epochs 1` on two tiny batches, to a finished run that is no result: it is too short."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -129,6 +145,8 @@ def test_recipes_are_selected_by_table_and_rows():
         "mobilenetv2/tiny_imagenet/softmax", "mobilenetv2/tiny_imagenet/softmax+mfd",
     ]  # fmt: skip
     assert len(select("5", ["mobilenetv2/cifar10", "densenet121"])) == 10  # and not cifar100
+    proxy = "mobilenetv2/cifar10_jpeg/softmax"
+    assert [r.id for r in select("proxy")] == [proxy, f"{proxy}+mfd", f"{proxy}+mfd_position"]
     assert [r.id for r in select("digits")] == ["resnet18/digits/softmax", "resnet18/digits/softmax+mfd"]
 
 
@@ -141,7 +159,7 @@ def test_recipes_are_selected_by_table_and_rows():
             lambda: find("resnet50/cifar100/softmax@fast"),
             "unknown protocol 'fast' .*; choose one of paper, strong, quick",
         ),
-        (lambda: select("7"), "unknown table '7'; choose one of 2, 4, 5, 6, digits"),
+        (lambda: select("7"), "unknown table '7'; choose one of 2, 4, 5, 6, eq6, proxy, digits"),
         (lambda: select("5", ["resnet50"]), "no row 'resnet50' in Table V.*; there are resnext50/cifar10"),
         (lambda: select(None, ["resnet50/cifar"]), "no row 'resnet50/cifar' in the tables"),
     ],

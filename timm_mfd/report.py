@@ -166,7 +166,7 @@ def accuracy_tables(results: Sequence[Result], paint: Callable[[str, int], str] 
         heading = ["network", "data set", "loss", "paper", "paper + MFD", "paper diff.", "ours", "ours + MFD"]
         cells = [[*heading, f"our difference [{CONFIDENCE:.0%} interval]"]]
         for row in rows:
-            loss = row.recipe.criterion + ("" if row.recipe.mfd_weight == 1 else f", MFD x {row.recipe.mfd_weight:g}")
+            loss = row.recipe.criterion + row.recipe.variant
             paper = [_number(row.baseline.accuracy), _number(row.recipe.accuracy), _number(row.paper_difference, "+")]
             ours = [str(value) if value else "-" for value in (row.ours_baseline, row.ours)]
             painted = "-" if row.difference is None else paint(str(row.difference), row.difference.sign)

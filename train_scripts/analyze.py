@@ -51,7 +51,7 @@ class Args:
     output_dir: Path
     """New folder for report.html, redundancy.json and the pictures."""
     dataset: str | None = None
-    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, folder or hfds/NAME."""
+    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, cifar10_jpeg, folder or hfds/NAME."""
     image: Path | None = None
     """An image to show; without --dataset, the statistics are those of its pixels."""
     compare: str | None = None

@@ -29,7 +29,7 @@ class Args:
     model: str
     """A name with pretrained weights, local-dir:FOLDER or hf-hub:ORG/NAME[@REVISION]."""
     dataset: str
-    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, folder or hfds/NAME."""
+    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, cifar10_jpeg, folder or hfds/NAME."""
     data_dir: str | None = None
     """Where the data set lies; digits needs none."""
     image_size: int | None = None

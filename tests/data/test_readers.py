@@ -146,7 +146,7 @@ def test_a_wrong_folder_layout_says_what_is_expected_and_found(folder_dataset, c
     ("name", "kwargs", "message"),
     [
         ("cifar11", {}, "unknown dataset 'cifar11'; did you mean cifar1"),
-        ("mnist!", {}, "choose one of digits, cifar10, cifar100, tiny_imagenet, facescrub, folder"),
+        ("mnist!", {}, "choose one of digits, cifar10, cifar100, tiny_imagenet, facescrub, cifar10_jpeg, folder"),
         ("cifar10", {}, r"needs a data directory \(--data-dir\)"),
         ("tiny_imagenet", {"data_dir": "/no/such"}, "'/no/such' does not exist"),
         ("digits", {"data_dir": "images"}, "'digits' is built in and does not read 'images'"),
@@ -176,3 +176,17 @@ def test_labels_outside_the_classes_and_empty_splits_are_refused():
         ImageData("x", images, images, ("a", "b", "c"))
     with pytest.raises(ValueError, match="the train split has no images"):
         ImageData("x", ArrayImages(np.zeros((0, 4, 4, 3), np.uint8), []), images, ("a",))
+
+
+def test_cifar10_as_jpeg_is_normalised_as_cifar10(official_datasets):
+    data = load_dataset("cifar10_jpeg", official_datasets)
+    assert (data.name, data.image_size, data.class_names) == ("cifar10_jpeg", (32, 32), ("airplane", "automobile"))
+    assert (len(data.train), len(data.test), data.test_split) == (12, 4, "test")
+    original = load_dataset("cifar10", official_datasets)
+    assert (data.mean, data.std, data.pad, data.flip) == (original.mean, original.std, original.pad, original.flip)
+    assert load_dataset("cifar10_jpeg", official_datasets / "cifar10-jpeg").identity() == data.identity()
+
+
+def test_images_of_another_size_are_no_cifar10(folder_dataset):
+    with pytest.raises(ValueError, match="cifar10_jpeg: images are 16x16, expected 32x32; choose --dataset folder"):
+        load_dataset("cifar10_jpeg", folder_dataset)

@@ -95,6 +95,9 @@ def _digits() -> ImageData:
     )
 
 
+_CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
 def _cifar(reader: type[CIFAR10], name: str, root: Path, mean: tuple[float, float, float], std: tuple) -> ImageData:
     # The official archive holds this folder; accept its parent (as torchvision does) and the folder itself.
     if root.name == reader.base_folder:
@@ -122,7 +125,17 @@ def _cifar(reader: type[CIFAR10], name: str, root: Path, mean: tuple[float, floa
 
 
 def _cifar10(root: Path) -> ImageData:
-    return _cifar(CIFAR10, "cifar10", root, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    return _cifar(CIFAR10, "cifar10", root, _CIFAR10_MEAN, _CIFAR10_STD)
+
+
+def _cifar10_jpeg(root: Path) -> ImageData:
+    """CIFAR-10 re-encoded as JPEG files: a proxy, because the pixels are not the original ones."""
+    root = root / "cifar10-jpeg" if (root / "cifar10-jpeg").is_dir() else root
+    data = _folder(root, name="cifar10_jpeg")
+    if data.image_size != (32, 32):
+        height, width = data.image_size
+        raise ValueError(f"cifar10_jpeg: images are {width}x{height}, expected 32x32; choose --dataset folder")
+    return replace(data, mean=_CIFAR10_MEAN, std=_CIFAR10_STD)
 
 
 def _cifar100(root: Path) -> ImageData:
@@ -219,6 +232,7 @@ _READERS: dict[str, Callable[..., ImageData]] = {
     "cifar100": _cifar100,
     "tiny_imagenet": _tiny_imagenet,
     "facescrub": _facescrub,
+    "cifar10_jpeg": _cifar10_jpeg,
     "folder": _folder,
 }
 DATASETS = tuple(_READERS)

@@ -67,8 +67,7 @@ def ours_against_paper(rows: "Sequence[Row]", path: str | Path, title: str) -> P
         styles += [({**_PAPER, "mfc": "white"}, "paper, without"), (_PAPER, "paper, with; its gain")]
     handles = [Line2D([], [], ls="", ms=6, label=label, **style) for style, label in styles]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    weights = ["" if row.recipe.mfd_weight == 1 else f", MFD x {row.recipe.mfd_weight:g}" for row in rows]
-    names = [row.baseline.id.replace("/", ", ") + weight for row, weight in zip(rows, weights, strict=True)]
+    names = [row.baseline.id.replace("/", ", ") + row.recipe.variant for row in rows]
     accuracy.set(xlabel="top-1, %", yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
     difference.set(xlabel="gain by MFD, points (95 % interval)")
     for line in range(1, len(rows)):
