@@ -144,7 +144,8 @@ def test_recipes_are_selected_by_table_and_rows():
     assert [r.id for r in select("5", ["mobilenetv2/tiny_imagenet"])] == [
         "mobilenetv2/tiny_imagenet/softmax", "mobilenetv2/tiny_imagenet/softmax+mfd",
     ]  # fmt: skip
-    assert len(select("5", ["mobilenetv2/cifar10", "densenet121"])) == 10  # and not cifar100
+    chosen = select("5", ["mobilenetv2/cifar10", "densenet121", "densenet121/cifar10"])  # and not cifar100
+    assert [r.backbone for r in chosen] == ["mobilenetv2"] * 2 + ["densenet121"] * 8
     proxy = "mobilenetv2/cifar10_jpeg/softmax"
     assert [r.id for r in select("proxy")] == [proxy, f"{proxy}+mfd", f"{proxy}+mfd_position"]
     assert [r.id for r in select("digits")] == ["resnet18/digits/softmax", "resnet18/digits/softmax+mfd"]

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -132,6 +133,42 @@ def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_d
     assert names == {"quick", "README.md", "results.csv", "quick-ours-and-paper.png", "quick-ours-and-paper.svg"}
 
 
+def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(fast, capfd, monkeypatch):
+    """The first run gets to its middle; the limit is reached as soon as it is there."""
+    cut = fast / "runs" / "reproduce" / "quick" / "resnet18-digits-softmax-seed0"
+    real, offset = time.monotonic, 0.0
+
+    def clock():
+        nonlocal offset
+        if (cut / "metrics.jsonl").exists():
+            offset = 65.0  # of 120 seconds: the last minute has begun
+        return real() + offset
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
+        patch.setattr("reproduce.time.monotonic", clock)
+        reproduce.run(seeds=1, time_limit=2, **DIGITS)
+    assert error.value.code == 128 + signal.SIGALRM
+    assert "stopped at the time limit with 2 runs to do; the same command goes on" in capfd.readouterr().err
+    reached = len((cut / "metrics.jsonl").read_text().splitlines())
+    assert 0 < reached < 12
+    assert "stopped in epoch" in cut.with_name(f"{cut.name}.log").read_text()
+    assert not processes_of(fast)
+    reproduce.run(seeds=1, **DIGITS)
+    assert len(results.read_all(fast / "results")) == 2
+    assert "going on from" in cut.with_name(f"{cut.name}.log").read_text()
+
+
+def test_a_run_that_does_not_stop_is_killed_at_the_time_limit(fast, capfd, monkeypatch):
+    (fast / "fast_train.py").write_text("import signal, time\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(60)\n")
+    started = time.monotonic()
+    monkeypatch.setattr("reproduce._SAVING", 1.0)
+    with pytest.raises(SystemExit) as error:
+        reproduce.run(seeds=1, time_limit=3 / 60, **DIGITS)
+    assert error.value.code == 128 + signal.SIGALRM
+    assert 2 < time.monotonic() - started < 30
+    assert not processes_of(fast)
+
+
 def test_runs_that_fail_or_were_trained_otherwise_are_named_and_the_others_go_on(fast, capfd):
     """One folder is somebody else's; in the other is a finished run of one epoch."""
     blocked, other = (
@@ -183,10 +220,12 @@ def test_data_that_are_not_the_papers_make_no_result(official_datasets, monkeypa
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: reproduce.run(table="3"), "unknown table '3'; choose one of 2, 4, 5, 6, digits"),
+        (lambda: reproduce.run(table="3"), "unknown table '3'; choose one of 2, 4, 5, 6, eq6, proxy, digits"),
         (lambda: reproduce.run(table="5", rows=("vgg",)), "no row 'vgg' in Table V"),
         (lambda: reproduce.run(seeds=0), "--seeds must be at least 1, not 0"),
         (lambda: reproduce.run(parallel=0), "--parallel must be at least 1, not 0"),
+        (lambda: reproduce.run(time_limit=0.5), "--time-limit must be more than 1 minute, not 0.5"),
+        (lambda: reproduce.run(time_limit=float("nan")), "--time-limit must be more than 1 minute, not nan"),
         (lambda: reproduce.report(), "no results in 'results'; make some with reproduce.py run"),
         (lambda: reproduce.list_runs(table="9"), "unknown table '9'"),
     ],
@@ -280,7 +319,7 @@ def test_no_two_runs_share_a_folder_or_a_log(tmp_path):
         for protocol in recipes.PROTOCOLS
         for seed in (0, 1, 10)
     ]
-    assert len({run.folder for run in runs}) == len({run.job([]).log for run in runs}) == len(runs) == 44 * 3 * 3
+    assert len({run.folder for run in runs}) == len({run.job([]).log for run in runs}) == len(runs) == 48 * 3 * 3
 
 
 def test_help_and_list_work_from_the_command_line(tmp_path):

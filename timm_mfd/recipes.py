@@ -319,7 +319,7 @@ def select(table: str | None = None, rows: Sequence[str] = ()) -> list[Recipe]:
         rows: Beginnings of ids, in whole words: `mobilenetv2/tiny_imagenet`. Default: all.
 
     Returns:
-        At least one recipe, in the order of the tables.
+        At least one recipe, in the order of the rows, or else of the tables.
 
     Raises:
         ValueError: If there is no such table, or none for one of the rows.
@@ -338,4 +338,5 @@ def select(table: str | None = None, rows: Sequence[str] = ()) -> list[Recipe]:
         if not any(f"{recipe.id}/".startswith(start) for recipe in recipes):
             names = ", ".join(dict.fromkeys(f"{recipe.backbone}/{recipe.dataset}" for recipe in recipes))
             raise ValueError(f"no row {row!r} in {TABLES[table] if table else 'the tables'}; there are {names}")
-    return [r for r in recipes if not starts or any(f"{r.id}/".startswith(start) for start in starts)]
+    in_order = (recipe for start in starts or [""] for recipe in recipes if f"{recipe.id}/".startswith(start))
+    return list(dict.fromkeys(in_order))

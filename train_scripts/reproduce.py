@@ -10,7 +10,9 @@ python train_scripts/reproduce.py report
 """
 
 import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from timm_mfd.run_dir import write_text
 from timm_mfd.scheduler import Job, run_jobs
 
 TRAIN = Path(__file__).with_name("train.py")
+_SAVING = 60.0  # seconds that runs get to save themselves before a time limit
 Protocol = Literal["paper", "strong", "quick"]
 
 
@@ -97,7 +100,7 @@ def list_runs(
     """List the runs with the paper's accuracy and ours, and what is done or begun.
 
     Args:
-        table: 2, 4, 5, 6 or digits. Default: all tables of the paper.
+        table: 2, 4, 5, 6, or, beside the paper's, eq6, proxy or digits. Default: all tables of the paper.
         rows: Beginnings of names, in whole words, such as mobilenetv2/tiny_imagenet.
         protocol: paper, strong or quick.
         runs_dir: Where run folders are.
@@ -140,6 +143,7 @@ def run(
     data_dir: Path = Path("data"),
     mixed_precision: Literal["no", "bf16", "fp16"] = "no",
     compile: bool = False,
+    time_limit: float | None = None,
     workers: int = 2,
     cache_dir: Path | None = None,
     runs_dir: Path = Path("runs/reproduce"),
@@ -148,21 +152,26 @@ def run(
     """Train what has no result yet; go on where a run was cut off.
 
     Args:
-        table: 2, 4, 5, 6 or digits. Default: all tables of the paper.
-        rows: Beginnings of names, in whole words, such as mobilenetv2/tiny_imagenet.
+        table: 2, 4, 5, 6, or, beside the paper's, eq6, proxy or digits. Default: all tables of the paper.
+        rows: Beginnings of names, in whole words, such as mobilenetv2/tiny_imagenet; they are run in this order.
         seeds: Runs of each recipe, with the seeds 0, 1, ...
         parallel: Runs at a time, on the GPUs in turn; on a CPU they share the cores.
         protocol: paper, strong or quick.
         data_dir: Folder of the data sets' own folders: cifar-10-batches-py, cifar-100-python, tiny-imagenet-200,
-            facescrub.
+            facescrub, cifar10-jpeg.
         mixed_precision: Arithmetic of the networks.
         compile: Compile the networks with torch.compile.
+        time_limit: End after so many minutes. A minute before, the runs are asked to save themselves and stop.
         workers: Decoding processes of each run.
         cache_dir: Where decoded images are kept. Default: ~/.cache/timm_mfd.
         runs_dir: Where run folders are.
         results_dir: Where results are.
     """
+    began = time.monotonic()
     with one_line_errors(ValueError, OSError, ImageDecodeError):
+        if time_limit is not None and not time_limit * 60 > _SAVING:
+            raise ValueError(f"--time-limit must be more than {_SAVING / 60:g} minute, not {time_limit:g}")
+        deadline = None if time_limit is None else began + time_limit * 60
         for flag, number in {"--seeds": seeds, "--parallel": parallel}.items():
             if number < 1:
                 raise ValueError(f"{flag} must be at least 1, not {number}")
@@ -173,7 +182,7 @@ def run(
         decode(sorted({run.recipe.dataset for run in missing}), data_dir, workers, cache_dir, parallel)
         options = ["--mixed-precision", mixed_precision, "--workers", str(workers)]
         options += ["--compile"] * compile + (["--cache-dir", str(cache_dir)] if cache_dir else [])
-        failed = train(missing, parallel, options, data_dir)
+        failed = train(missing, parallel, options, data_dir, deadline)
     if missing and not failed:
         print(f"results are in {results_dir}; reproduce.py report makes tables and pictures of them")
     if failed:
@@ -190,14 +199,23 @@ def decode(datasets: Sequence[str], data_dir: Path, workers: int, cache_dir: Pat
             place(data, "auto", cpu, workers=workers, processes=parallel, cache_dir=cache_dir)
 
 
-def train(runs: Sequence[Run], parallel: int, options: Sequence[str], data_dir: Path) -> list[str]:
+def train(
+    runs: Sequence[Run], parallel: int, options: Sequence[str], data_dir: Path, deadline: float | None
+) -> list[str]:
     """Run the training script for each run, and keep each result as soon as it is there.
+
+    Args:
+        runs: What to train.
+        parallel: How many at a time.
+        options: Options of the training script.
+        data_dir: Folder of the data sets' folders.
+        deadline: By when to be done, in seconds of the monotonic clock.
 
     Returns:
         Names of the runs that failed.
 
     Raises:
-        Stopped: If a signal came; the state of every run is saved then.
+        Stopped: If a signal or the deadline came; every run can go on then.
     """
     by_name = {run.name: run for run in runs}
     data = {run.name: [] if run.recipe.dataset == "digits" else ["--data-dir", str(data_dir)] for run in runs}
@@ -207,6 +225,17 @@ def train(runs: Sequence[Run], parallel: int, options: Sequence[str], data_dir: 
 
         def show_progress() -> None:
             bar.update(sum(run.epochs_done() for run in runs) - bar.n)
+            if deadline is None:
+                return
+            if not stop.received and time.monotonic() > deadline - _SAVING:
+                stop.received = signal.SIGALRM
+            if time.monotonic() > deadline:  # still compiling, say: its last state is on disk, and it is killed
+                raise stopped()
+
+        def stopped() -> Stopped:
+            left = sum(not run.result.exists() for run in runs)
+            when = " at the time limit" if stop.received == signal.SIGALRM else ""
+            return Stopped(f"stopped{when} with {left} runs to do; the same command goes on", stop.received)
 
         def started(job: Job) -> None:
             tqdm.write(f"{job.name}: running, see {job.log}")
@@ -229,8 +258,7 @@ def train(runs: Sequence[Run], parallel: int, options: Sequence[str], data_dir: 
                     failed.append(job.name)
                     tqdm.write(f"{run.name} failed: {error}", file=sys.stderr)
         if stop.received:
-            left = sum(not run.result.exists() for run in runs)
-            raise Stopped(f"stopped with {left} runs to do; the same command goes on", stop.received)
+            raise stopped()
     return failed
 
 
