@@ -12,6 +12,9 @@ from accelerate.state import AcceleratorState
 def test_every_part_measures_and_writes_figures(tmp_path, capsys, monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(benchmark, "write_random_jpegs", lambda root, real=benchmark.write_random_jpegs: real(root, 20))
+    monkeypatch.setattr(benchmark, "BOUNDS_MODELS", ("test_resnet",))
+    monkeypatch.setattr(benchmark, "BOUNDS_SIDE", 16)
+    monkeypatch.setattr(benchmark.timm_mfd.MFDClassificationTask, "compile", lambda task: None)  # takes a minute
     output = tmp_path / "figures.json"
     benchmark.main(benchmark.Args(batch_size=4, rounds=1, max_samples=100, models=("test_resnet",), output=str(output)))
     results = json.loads(output.read_text())
@@ -20,6 +23,10 @@ def test_every_part_measures_and_writes_figures(tmp_path, capsys, monkeypatch):
     assert results["step"]["test_resnet"]["with MFD"]["median"] > 0
     assert results["memory"]["all stages"]["timm_mfd"] < results["memory"]["all stages"]["straightforward"]
     assert set(results["pipeline"]) == {"timm's loader", "timm_mfd resident", "timm_mfd workers", "decoding once"}
+    bounds = results["bounds"]["test_resnet"]
+    for variant in ("eager", "compiled"):
+        assert set(bounds[variant]) == {"images_per_second", "data", "launch", "arithmetic", "memory"}
+        assert all(value > 0 for value in bounds[variant].values())
     for stage in results["accuracy"].values():
         assert stage["as is"] < 1e-4
     assert "written to" in capsys.readouterr().out
@@ -41,3 +48,16 @@ def test_peak_memory_counts_what_is_alive_together():
         b, c = torch.ones(1000), torch.ones(500)
     assert memory.peak == 6000
     assert b.numel() + c.numel() == 1500
+
+
+def test_traffic_counts_arguments_and_results_once_and_views_not_at_all():
+    x, square = torch.ones(10, 100), torch.ones(100, 100)
+    with benchmark.Traffic() as traffic:
+        x.T.reshape(2, 500)[0]  # of the transposed one, reshape makes a copy
+    assert traffic.bytes == 2 * 4000
+    with benchmark.Traffic() as traffic:
+        x @ square
+    assert traffic.bytes == 4000 + 40000 + 4000
+    with benchmark.Traffic() as traffic:
+        x.add_(torch.ones(1).expand(10, 100))
+    assert traffic.bytes == 2 * 4000 + 4 + 4  # the single number is made, then read

@@ -11,7 +11,6 @@ import json
 import statistics
 import tempfile
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,27 +21,31 @@ import timm
 import torch
 import torch.nn.functional as F
 import tyro
+from alternatives import straightforward, with_corrcoef
+from counters import PeakMemory, Traffic
 from PIL import Image
 from timm.data import create_dataset, create_loader
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 import timm_mfd
 from timm_mfd.correlation import Scope, correlation
-from timm_mfd.data import TrainLoader, load_dataset, place
+from timm_mfd.data import ArrayImages, ImageData, TrainLoader, load_dataset, place
 from timm_mfd.launch import prepare_cpu
+from timm_mfd.models import paper_stem
 
-PARTS = ("stages", "accuracy", "step", "memory", "pipeline", "growth")
+PARTS = ("stages", "accuracy", "step", "memory", "pipeline", "growth", "bounds")
+BOUNDS_MODELS = ("mobilenetv2_100_mfd", "resnet50_mfd")  # of the paper's rows that begin with Tiny ImageNet
+BOUNDS_SIDE = 64
 
 
 @dataclass(frozen=True)
 class Args:
     """What to measure."""
 
-    parts: tuple[Literal["stages", "accuracy", "step", "memory", "pipeline", "growth"], ...] = PARTS
+    parts: tuple[Literal["stages", "accuracy", "step", "memory", "pipeline", "growth", "bounds"], ...] = PARTS
     """Which measurements to make."""
     batch_size: int = 128
     """Images per batch."""
@@ -88,21 +91,6 @@ def resnet50_maps(batch: int, device: torch.device, dtype: torch.dtype) -> list[
         x = torch.randn(batch, channels, side, side) + 0.5 * torch.randn(batch, 1, side, side)
         maps.append(x.relu().to(device, dtype).contiguous(memory_format=torch.channels_last))
     return maps
-
-
-def straightforward(x: Tensor) -> Tensor:
-    """Eq. 5 as one writes it down: centre, normalise, multiply, and let autograd do the rest."""
-    z = x.float().transpose(0, 1).flatten(1)
-    z = z - z.mean(1, keepdim=True)
-    z = z / (z.norm(dim=1, keepdim=True) + 1e-8)
-    r = z @ z.T
-    return (r - torch.diag(r.diagonal())).square().sum() / (len(r) * (len(r) - 1))
-
-
-def with_corrcoef(x: Tensor) -> Tensor:
-    """Eq. 5 through torch.corrcoef."""
-    r = torch.corrcoef(x.float().transpose(0, 1).flatten(1))
-    return (r - torch.diag(r.diagonal())).square().sum() / (len(r) * (len(r) - 1))
 
 
 def backward_of(loss: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
@@ -198,11 +186,13 @@ def measure_accuracy(args: Args, device: torch.device, dtype: torch.dtype) -> di
     return results
 
 
-def build_task(name: str, mfd: timm_mfd.MFDLoss, device: torch.device) -> timm_mfd.MFDClassificationTask:
-    """A task with the cifar stem where the model has stems."""
+def build_task(
+    name: str, mfd: timm_mfd.MFDLoss, device: torch.device, classes: int = 100, stem: str = "cifar"
+) -> timm_mfd.MFDClassificationTask:
+    """A task with a stem where the model has stems."""
     torch.manual_seed(0)
-    stem = {"stem": "cifar"} if name in timm_mfd.list_models() else {}
-    model = timm_mfd.create_model(name, num_classes=100, **stem).to(device, memory_format=torch.channels_last)
+    arguments = {"stem": stem} if name in timm_mfd.list_models() else {}
+    model = timm_mfd.create_model(name, num_classes=classes, **arguments).to(device, memory_format=torch.channels_last)
     return timm_mfd.MFDClassificationTask(model, None, mfd, device=device, verbose=False).train()
 
 
@@ -240,32 +230,6 @@ def measure_step(args: Args, device: torch.device, dtype: torch.dtype) -> dict[s
         results[name] = time_side_by_side(steps, args.rounds, device)
         show(name, results[name])
     return results
-
-
-class PeakMemory(TorchDispatchMode):
-    """Largest number of bytes alive among the tensors made inside, on any device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._seen and storage._cdata not in inputs:
-                    self._seen.add(storage._cdata)
-                    self.alive += storage.nbytes()
-                    self.peak = max(self.peak, self.alive)
-                    weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
-        return out
-
-    def _free(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.alive -= size
 
 
 def measure_memory(args: Args, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -396,6 +360,71 @@ def measure_growth(args: Args, device: torch.device, dtype: torch.dtype) -> dict
     return results
 
 
+def measured_rates(rounds: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """What this device reaches: operations per second of a large product, bytes per second of a large copy."""
+    side, size = (8192, 2**28) if device.type == "cuda" else (2048, 2**26)
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    source = torch.zeros(size, device=device)
+    target = torch.empty_like(source)
+    things = {"product": lambda: a @ b, "copy": lambda: target.copy_(source)}
+    timings = time_side_by_side(things, rounds, device)
+    return {
+        "operations": 2 * side**3 / timings["product"]["median"],
+        "bytes": 2 * source.nbytes / timings["copy"]["median"],
+    }
+
+
+def measure_bounds(args: Args, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What bounds a training step at 64 px: the least time of each of its parts, in percent of the step.
+
+    data: the loader alone. launch: the same step with 2 images, so what does not depend on the images. arithmetic and
+    memory: multiply-adds and bytes of the uncompiled step's operators at the rates of a large product and a large copy.
+    """
+    side, classes = BOUNDS_SIDE, 200
+    rates = measured_rates(args.rounds, device, dtype)
+    print(f"  product {rates['operations'] / 1e9:,.0f} GFLOP/s, copy {rates['bytes'] / 1e9:,.1f} GB/s")
+    results: dict[str, Any] = {"rates": rates}
+    pixels = torch.randint(0, 256, (8 * args.batch_size, side, side, 3), dtype=torch.uint8, device=device)
+    noise = ArrayImages(pixels, torch.randint(0, classes, (len(pixels),)).tolist())
+    data = ImageData("noise", noise, noise, tuple(map(str, range(classes))))
+    loader = TrainLoader(data, args.batch_size, seed=0, device=device)
+    images, labels = next(iter(loader.epoch(0)))
+    images = images.contiguous(memory_format=torch.channels_last)
+    for name in BOUNDS_MODELS:
+        task = build_task(name, timm_mfd.MFDLoss(1), device, classes, paper_stem(name, side))
+        step, small = (training_step(task, images[:n], labels[:n], dtype) for n in (args.batch_size, 2))
+        with FlopCounterMode(display=False) as counted:
+            step()
+        with Traffic() as traffic:
+            step()
+        compiled = build_task(name, timm_mfd.MFDLoss(1), device, classes, paper_stem(name, side))
+        compiled.compile()
+        things: dict[str, Callable[[], object]] = {
+            "step": step,
+            "2 images": small,
+            "loader": lambda: list(loader.epoch(1)),
+            "compiled": training_step(compiled, images, labels, dtype),
+            "compiled, 2 images": training_step(compiled, images[:2], labels[:2], dtype),
+        }
+        # Else the second number of images would make the compiled step one for any number.
+        with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+            timings = time_side_by_side(things, args.rounds, device)
+        seconds = {thing: value["median"] for thing, value in timings.items()}
+        results[name] = {}
+        for variant, whole, fixed in (("eager", "step", "2 images"), ("compiled", "compiled", "compiled, 2 images")):
+            least = {
+                "data": seconds["loader"] / len(loader),
+                "launch": seconds[fixed],
+                "arithmetic": counted.get_total_flops() / rates["operations"],
+                "memory": traffic.bytes / rates["bytes"],
+            }
+            speed = args.batch_size / seconds[whole]
+            results[name][variant] = {"images_per_second": speed} | {k: v / seconds[whole] for k, v in least.items()}
+            parts = ", ".join(f"{part} {value / seconds[whole]:.0%}" for part, value in least.items())
+            print(f"  {name:<20} {variant:<9} {speed:7,.0f} images/s   {parts}")
+    return results
+
+
 MEASUREMENTS: dict[str, Callable[[Args, torch.device, torch.dtype], dict[str, Any]]] = {
     "stages": measure_stages,
     "accuracy": measure_accuracy,
@@ -403,6 +432,7 @@ MEASUREMENTS: dict[str, Callable[[Args, torch.device, torch.dtype], dict[str, An
     "memory": measure_memory,
     "pipeline": measure_pipeline,
     "growth": measure_growth,
+    "bounds": measure_bounds,
 }
 
 if __name__ == "__main__":
