@@ -61,3 +61,25 @@ def test_traffic_counts_arguments_and_results_once_and_views_not_at_all():
     with benchmark.Traffic() as traffic:
         x.add_(torch.ones(1).expand(10, 100))
     assert traffic.bytes == 2 * 4000 + 4 + 4  # the single number is made, then read
+
+
+@pytest.mark.parametrize(("groups", "bias"), [(1, True), (4, False), (8, True)])
+def test_operations_of_convolutions_are_those_of_a_loop_also_in_groups_and_backward(groups, bias):
+    convolution = torch.nn.Conv2d(8, 16, 3, padding=1, stride=2, groups=groups, bias=bias)
+    x = torch.randn(5, 8, 6, 6, requires_grad=True)
+    with benchmark.Operations() as forward:
+        out = convolution(x)
+    with benchmark.Operations() as backward:
+        out.sum().backward()
+    multiplications = sum(8 // groups * 9 for _image in range(5) for _place in range(3 * 3) for _channel in range(16))
+    assert forward.total == 2 * multiplications
+    assert backward.total == 2 * forward.total
+    with benchmark.Operations() as of_weights_alone:
+        convolution(x.detach()).sum().backward()
+    assert of_weights_alone.total == 2 * forward.total
+
+
+def test_operations_of_products_are_two_for_each_multiplication():
+    with benchmark.Operations() as operations:
+        torch.ones(3, 4) @ torch.ones(4, 5)
+    assert operations.total == 2 * 3 * 4 * 5

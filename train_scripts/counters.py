@@ -1,11 +1,15 @@
-"""What a computation does, counted and not timed: bytes that are alive together, bytes that move."""
+"""What a computation does, counted and not timed: operations, bytes that move, bytes that are alive together."""
 
+import math
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class PeakMemory(TorchDispatchMode):
@@ -31,6 +35,27 @@ class PeakMemory(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.alive -= size
+
+
+class Operations(FlopCounterMode):
+    """Floating-point operations of products and convolutions; torch counts the backward of grouped ones as dense."""
+
+    def __init__(self) -> None:
+        own = {torch.ops.aten.convolution_backward: _convolution_backward}
+        super().__init__(display=False, custom_mapping=own)
+
+    @property
+    def total(self) -> int:
+        """Their number; a multiplication and its addition are two."""
+        return self.get_total_flops()
+
+
+def _convolution_backward(
+    grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, out_val: Any = None, **_: Any
+) -> int:
+    """Each of the two gradients takes as many operations as the convolution itself."""
+    output_mask = rest[-1]
+    return sum(output_mask[:2]) * 2 * math.prod(grad) * math.prod(weight[1:])
 
 
 class Traffic(TorchDispatchMode):
