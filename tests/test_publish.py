@@ -395,6 +395,10 @@ def test_evaluate_repeats_the_accuracy_of_the_run(published, tmp_path):
     assert f"| {top1:.2f} |" in call(command, environment)
     assert json.loads((tmp_path / "a").read_text())["top1"] == top1
     assert "exists; nothing was changed" in call(command, environment, code=1)
+    for name in ("b", "c"):  # the run folder, and the model inside
+        source = published.run if name == "b" else published.run / "model"
+        evaluate.main(evaluate.Args(model=str(source), dataset="digits", json=tmp_path / name))
+        assert json.loads((tmp_path / name).read_text())["top1"] == top1
 
 
 def test_files_of_somebody_else_in_the_folder_to_publish_are_kept(published, tmp_path):

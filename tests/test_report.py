@@ -16,6 +16,7 @@ from timm_mfd.report import (
     markdown,
     paired_difference,
     rows_of,
+    short,
     spread,
     to_csv,
     with_sign,
@@ -102,18 +103,47 @@ def test_a_table_has_ours_beside_the_papers_and_a_colour_only_where_significant(
     interval = stats.ttest_rel([78.0, 78.2, 78.4], [76.0, 76.4, 76.2]).confidence_interval(0.95)
     assert rows["resnet50", "cifar100", "softmax"] == [
         "76.42", "79.18", "+2.76", "76.20 ± 0.20 (n=3)", "78.20 ± 0.20 (n=3)",
-        f"+2.00 [{interval.low:+.2f}, {interval.high:+.2f}] 🟢 ▲",
+        f"+2.00 [{interval.low:+.2f}, {interval.high:+.2f}] 🟢 ▲", "in part: a smaller gain",
     ]  # fmt: skip
-    assert rows["resnet50", "cifar10", "softmax"][-1].startswith("+0.07 [-1.")
-    assert rows["resnet50", "cifar10", "softmax"][-1].endswith("]")
-    assert rows["resnet50", "facescrub", "softmax"][-1].endswith("🔴 ▼")
+    assert rows["resnet50", "cifar10", "softmax"][-2].startswith("+0.07 [-1.")
+    assert rows["resnet50", "cifar10", "softmax"][-2].endswith("]")
+    assert rows["resnet50", "facescrub", "softmax"][-2].endswith("🔴 ▼")
     assert sum(line.startswith("###") for line in lines) == 2  # Tables II and IV: rows without results are left out
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ([2.6, 2.8, 3.0], "yes"),  # the paper: 2.76
+        ([1.8, 2.0, 2.2], "in part: a smaller gain"),
+        ([4.0, 4.1, 4.2], "in part: a larger gain"),
+        ([-1.0, 3.0, 6.0], "no: no gain beyond chance"),
+        ([-3.0, -2.0, -2.5], "no: a loss"),
+        ([2.76], "-"),
+        ([2.0, 2.0], "-"),
+        ([], "-"),
+    ],
+)
+def test_the_papers_gain_is_found_if_the_interval_holds_it_and_leaves_out_0(gains, verdict):
+    with_mfd = results_of("resnet50/cifar100/softmax+mfd", *(70 + gain for gain in gains))
+    without = results_of("resnet50/cifar100/softmax", *[70.0] * max(1, len(gains)))
+    (row,) = rows_of("4", [*with_mfd, *without])
+    assert row.verdict == verdict
+    (ours,) = rows_of("digits", results_of("resnet18/digits/softmax+mfd", *gains))[:1] or [None]
+    assert ours is None or ours.verdict == "-"
+
+
+def test_the_short_report_is_the_tables_and_what_they_stand_on():
+    text = short([*WITHOUT, *WITH])
+    assert accuracy_tables([*WITHOUT, *WITH], with_sign) in text
+    assert text.startswith("Protocol `paper` (Section IV of the paper, 100 epochs). 2 of the paper's 42 recipes have")
+    assert "All runs" not in text
 
 
 def test_a_row_with_one_side_only_is_shown_without_a_difference():
     (row,) = rows_of("4", WITHOUT)
     assert (row.ours, row.difference) == (None, None)
-    assert cells_of(accuracy_tables(WITHOUT).splitlines()[-1])[-3:] == ["76.20 ± 0.20 (n=3)", "-", "-"]
+    assert cells_of(accuracy_tables(WITHOUT).splitlines()[-1])[-4:] == ["76.20 ± 0.20 (n=3)", "-", "-", "-"]
 
 
 def test_the_report_keeps_protocols_apart_and_says_what_it_stands_on():
@@ -121,7 +151,7 @@ def test_the_report_keeps_protocols_apart_and_says_what_it_stands_on():
     text = markdown([*WITHOUT, *WITH, *strong], {"paper": {"A title": "picture.png"}})
     paper, rest = text.split("## Protocol `strong`")
     assert "2 of the paper's 42 recipes have a result. 6 runs in 6.00 hours: 6 on 1 x gpu." in paper
-    assert "1 of the paper's 42 recipes have a result. 1 runs in 2.00 hours" in rest
+    assert "1 of the paper's 42 recipes have a result. 1 run in 2.00 hours" in rest
     assert "![A title](picture.png)" in paper
     assert "79.90" not in paper
     # Correlations: the mean over seeds, and the paper's Table III below.

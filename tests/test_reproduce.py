@@ -17,7 +17,7 @@ import train
 from processes import start_process, wait_for
 from test_report import WITH, WITHOUT, results_of
 
-from timm_mfd import recipes, results
+from timm_mfd import recipes, report, results
 
 # The trial on digits with a tiny network, a second a run; for this process and those that it starts.
 FAST = """
@@ -259,6 +259,39 @@ def test_the_report_is_made_from_the_results_alone(tmp_path, monkeypatch, capsys
     again = tmp_path / "again"
     reproduce.report(output_dir=again)
     assert (again / "README.md").read_text() == page
+
+
+def test_the_tables_are_inserted_into_a_page_that_has_a_place_for_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for result in [*WITHOUT, *WITH]:
+        results.write(result, tmp_path / "results")
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- results -->\nold\n<!-- end of results -->\nbelow\n")
+    for _ in range(2):
+        reproduce.report(insert_into=page)
+    before, tables, after = page.read_text().partition(report.short([*WITHOUT, *WITH]))
+    assert (before, after) == ("above\n<!-- results -->\n\n", "\n<!-- end of results -->\nbelow\n")
+    assert tables
+    for text in ("no place\n", "<!-- end of results -->\n<!-- results -->\n", "<!-- results -->\n"):
+        page.write_text(text)
+        with pytest.raises(SystemExit) as error:
+            reproduce.report(insert_into=page, output_dir=tmp_path / "new")
+        assert "has no place for results: the comments <!-- results --> and <!-- end of" in error.value.code
+        assert page.read_text() == text
+        assert not (tmp_path / "new").exists()
+
+
+def test_the_readme_and_the_report_show_the_committed_results():
+    root = Path(reproduce.__file__).parents[1]
+    found = results.read_all(root / "results")
+    if not found:
+        pytest.skip("no results are committed yet")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert reproduce.with_results(root / "README.md", report.short(found)) == readme
+    written = (root / "results" / "README.md").read_text(encoding="utf-8")
+    pictures = {protocol: {} for protocol in recipes.PROTOCOLS}
+    lines = [line for line in written.splitlines() if not line.startswith("![")]
+    assert [line for line in lines if line] == [line for line in report.markdown(found, pictures).splitlines() if line]
 
 
 def test_a_significant_difference_is_coloured_on_a_terminal_unless_the_user_wants_none(monkeypatch):

@@ -24,6 +24,7 @@ _HUB_DATASETS = {
     "cifar100": "uoft-cs/cifar100",
     "tiny_imagenet": "zh-plus/tiny-imagenet",
 }
+_PROXIES = {"cifar10_jpeg": "CIFAR-10 re-encoded as JPEG files, a proxy for CIFAR-10"}
 PICTURES = {"curves.png": "Losses and accuracy over the epochs", "redundancy.png": "Similar feature maps of one image"}
 _PAPER = "multi-stage feature decorrelation (MFD, https://arxiv.org/abs/2308.12880)"
 
@@ -96,7 +97,7 @@ def render_card(
         run=run,
         args=args,
         summary=summary,
-        dataset=dataset,
+        dataset=_in_words(dataset),
         comparison=comparison,
         pictures=[{"file": file, "text": PICTURES[file]} for file in pictures],
         correlation_images=min(CORRELATION_IMAGES, summary.get("count", 0)),
@@ -246,7 +247,7 @@ def _claim(config: Mapping[str, Any], args: Mapping[str, Any], summary: Mapping[
         return f"A timm image classifier of {config['num_classes']} classes."
     weight = args["mfd_weight"]
     method = f"with {_PAPER} of weight {weight:g}" if weight else f"without {_PAPER}: a baseline"
-    classes = f"{config['num_classes']} classes of {_public(args['dataset'])}"
+    classes = f"{config['num_classes']} classes of {_in_words(_public(args['dataset']))}"
     return (
         f"{config['architecture']} for the {classes}, trained {method}: "
         f"{summary['top1']:.2f} % top-1 on {summary['count']:,} held-out images."
@@ -293,6 +294,11 @@ def _public(source: str) -> str:
     if source.startswith("local-dir:"):
         return "local-dir:DIR"
     return "hfds/DIR" if source.startswith("hfds/") and not _hub_name(source) else source
+
+
+def _in_words(dataset: str) -> str:
+    """Return the name of a data set, and that it stands for another one if it does."""
+    return f"{dataset} ({_PROXIES[dataset]})" if dataset in _PROXIES else dataset
 
 
 def _hub_name(dataset: str) -> str | None:

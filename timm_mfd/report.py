@@ -84,6 +84,19 @@ class Row(NamedTuple):
             return None
         return self.recipe.accuracy - self.baseline.accuracy
 
+    @property
+    def verdict(self) -> str:
+        """Whether the paper's gain was found here, in words; `-` where one cannot tell."""
+        gain, difference = self.paper_difference, self.difference
+        if gain is None or difference is None or difference.low is None or difference.high is None:
+            return "-"
+        if difference.sign < 0:
+            return "no: a loss"
+        if difference.sign == 0:
+            return "no: no gain beyond chance"
+        size = "smaller" if difference.high < gain else "larger" if difference.low > gain else ""
+        return f"in part: a {size} gain" if size else "yes"
+
 
 def spread(accuracies: Sequence[float]) -> Spread | None:
     """Summarise the accuracies of one recipe; None if there are none."""
@@ -164,13 +177,13 @@ def accuracy_tables(results: Sequence[Result], paint: Callable[[str, int], str] 
         if not (rows := rows_of(table, results)):
             continue
         heading = ["network", "data set", "loss", "paper", "paper + MFD", "paper diff.", "ours", "ours + MFD"]
-        cells = [[*heading, f"our difference [{CONFIDENCE:.0%} interval]"]]
+        cells = [[*heading, f"our difference [{CONFIDENCE:.0%} interval]", "paper's gain found?"]]
         for row in rows:
             loss = row.recipe.criterion + row.recipe.variant
             paper = [_number(row.baseline.accuracy), _number(row.recipe.accuracy), _number(row.paper_difference, "+")]
             ours = [str(value) if value else "-" for value in (row.ours_baseline, row.ours)]
             painted = "-" if row.difference is None else paint(str(row.difference), row.difference.sign)
-            cells.append([row.recipe.backbone, row.recipe.dataset, loss, *paper, *ours, painted])
+            cells.append([row.recipe.backbone, row.recipe.dataset, loss, *paper, *ours, painted, row.verdict])
         parts.append(f"### {title}\n\n{_table(cells)}")
     return "\n\n".join(parts)
 
@@ -191,7 +204,8 @@ def markdown(results: Sequence[Result], pictures: Mapping[str, Mapping[str, str]
         "are top-1 in percent on the held-out images after the last epoch, mean ± standard deviation over n seeds. A "
         "difference is the mean over pairs of runs with the same seed, images and precision, with its confidence "
         "interval (Student's t). 🟢 ▲ and 🔴 ▼ stand only where the interval leaves out 0; of twenty rows without any "
-        "effect one would still get one. The paper gives means of three runs without a spread.",
+        "effect one would still get one. The paper gives means of three runs without a spread; its gain counts as "
+        "found if our interval leaves out 0 and holds that gain.",
     ]
     for protocol in [name for name in PROTOCOLS if any(r.protocol == name for r in results)]:
         ours = [result for result in results if result.protocol == protocol]
@@ -207,6 +221,24 @@ def markdown(results: Sequence[Result], pictures: Mapping[str, Mapping[str, str]
     if any(RECIPES[result.recipe] in PAPER_RECIPES for result in results):
         parts.append("## What the paper leaves open, and our choice")
         parts.append("\n".join(f"- {question}: {choice}." for question, choice in OPEN_CHOICES.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def short(results: Sequence[Result]) -> str:
+    """Write the tables of accuracy alone, with what they stand on, for the README.
+
+    Args:
+        results: All results.
+
+    Returns:
+        Markdown.
+    """
+    parts = []
+    for protocol in [name for name in PROTOCOLS if any(r.protocol == name for r in results)]:
+        ours = [result for result in results if result.protocol == protocol]
+        how = PROTOCOLS[protocol]
+        parts += [f"Protocol `{protocol}` ({how.summary}, {how.epochs} epochs). {_coverage(ours)}"]
+        parts += [accuracy_tables(ours, with_sign)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -237,7 +269,8 @@ def _coverage(results: Sequence[Result]) -> str:
     devices = Counter(result.device for result in results)
     where = "; ".join(f"{count} on {device}" for device, count in devices.items())
     covered = f"{paper} of the paper's {len(PAPER_RECIPES)} recipes have a result."
-    return f"{covered} {len(results)} runs in {hours:.2f} hours: {where}."
+    runs = f"{len(results)} run{'s' * (len(results) != 1)}"
+    return f"{covered} {runs} in {hours:.2f} hours: {where}."
 
 
 def _correlations(results: Sequence[Result]) -> str:

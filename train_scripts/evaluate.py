@@ -1,6 +1,6 @@
 """Measure the accuracy of a saved, published or pretrained model on the held-out images of a data set.
 
-python train_scripts/evaluate.py --model local-dir:runs/NAME/model --dataset digits
+python train_scripts/evaluate.py --model runs/NAME --dataset digits
 
 python train_scripts/evaluate.py --model hf-hub:ORG/NAME@v1.0 --dataset tiny_imagenet --data-dir DIR --json top1.json
 """
@@ -20,6 +20,7 @@ from timm_mfd import create_model
 from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, load_dataset, place
 from timm_mfd.evaluation import evaluate
 from timm_mfd.launch import one_line_errors, prepare_cpu
+from timm_mfd.sources import source_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Args:
     """Arguments of an evaluation."""
 
     model: str
-    """A name with pretrained weights, local-dir:FOLDER or hf-hub:ORG/NAME[@REVISION]."""
+    """A run folder, a saved model, a name with pretrained weights, or hf-hub:ORG/NAME[@REVISION]."""
     dataset: str
     """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, cifar10_jpeg, folder or hfds/NAME."""
     data_dir: str | None = None
@@ -57,7 +58,7 @@ def main(args: Args) -> None:
         if args.batch_size < 1:
             raise ValueError(f"--batch-size must be at least 1, not {args.batch_size}")
         data = load_dataset(args.dataset, args.data_dir, args.image_size)
-        model = create_model(args.model, pretrained=True)
+        model = create_model(source_of(args.model), pretrained=True)
         data = as_trained(data, model, args.model)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         if device.type == "cpu":

@@ -29,7 +29,7 @@ from timm_mfd.figures import accuracy_against_weight, ours_against_paper
 from timm_mfd.interruption import Stopped, StopSignals
 from timm_mfd.launch import one_line_errors
 from timm_mfd.recipes import Recipe
-from timm_mfd.report import accuracy_tables, markdown, rows_of, spread, to_csv
+from timm_mfd.report import accuracy_tables, markdown, rows_of, short, spread, to_csv
 from timm_mfd.results import Result
 from timm_mfd.run_dir import write_text
 from timm_mfd.scheduler import Job, run_jobs
@@ -262,26 +262,42 @@ def train(
     return failed
 
 
-def report(results_dir: Path = Path("results"), output_dir: Path | None = None) -> None:
+def report(
+    results_dir: Path = Path("results"), output_dir: Path | None = None, insert_into: Path | None = None
+) -> None:
     """Write README.md, results.csv and pictures (PNG and SVG) from the results, and print the tables.
 
     Args:
         results_dir: Where results are.
         output_dir: Where to write. Default: the folder of the results.
+        insert_into: A page of Markdown that also gets the tables of accuracy, between two comments that it has:
+            <!-- results --> and <!-- end of results -->.
     """
     with one_line_errors(ValueError, OSError):
         found = results.read_all(results_dir)
         if not found:
             raise ValueError(f"no results in {str(results_dir)!r}; make some with reproduce.py run")
+        page = None if insert_into is None else with_results(insert_into, short(found))
         folder = output_dir or results_dir
         folder.mkdir(parents=True, exist_ok=True)
         pictures = {protocol: draw(protocol, found, folder) for protocol in {result.protocol for result in found}}
         write_text(folder / "README.md", markdown(found, pictures))
         write_text(folder / "results.csv", to_csv(found))
+        if insert_into is not None and page is not None:
+            write_text(insert_into, page)
     for protocol in recipes.PROTOCOLS:
         if ours := [result for result in found if result.protocol == protocol]:
             print(f"## Protocol {protocol}\n\n{accuracy_tables(ours, coloured)}\n")
     print(f"{len(found)} runs; the report is {folder / 'README.md'}")
+
+
+def with_results(page: Path, tables: str) -> str:
+    """Return the text of a page with tables between its two comments."""
+    before, start, rest = page.read_text(encoding="utf-8").partition("<!-- results -->\n")
+    _, end, after = rest.partition("<!-- end of results -->")
+    if not start or not end:
+        raise ValueError(f"{page} has no place for results: the comments <!-- results --> and <!-- end of results -->")
+    return f"{before}{start}\n{tables}\n{end}{after}"
 
 
 def draw(protocol: str, found: Sequence[Result], folder: Path) -> dict[str, str]:
