@@ -35,6 +35,7 @@ def render_card(
     run: Mapping[str, Any] | None = None,
     *,
     repo_id: str | None = None,
+    tag: str | None = None,
     license: str = "apache-2.0",
     comparison: Mapping[str, str] | None = None,
     pictures: tuple[str, ...] = (),
@@ -46,6 +47,7 @@ def render_card(
         sha256: Of its weights.
         run: How it was trained: `args` and `summary` as a run folder has them, and the time in `seconds`.
         repo_id: Where it will be published.
+        tag: Or its name `ARCH.TAG`, for weights in float16 that lie inside this package.
         license: Licence of the weights, by the Hub's name.
         comparison: Accuracies over several runs in words: `ours`, `baseline`, `difference`, `paper`, `paper_baseline`,
             `paper_difference`.
@@ -55,7 +57,7 @@ def render_card(
         Markdown with the Hub's metadata in front; `check_card` accepts it.
     """
     args, summary = (run or {}).get("args", {}), (run or {}).get("summary", {})
-    name = repo_id or config["architecture"]
+    name = repo_id or tag or config["architecture"]
     mfd_weight = args.get("mfd_weight")
     dataset = _public(args.get("dataset", ""))
     hub_dataset = _HUB_DATASETS.get(dataset) or _hub_name(args.get("dataset", ""))
@@ -87,7 +89,8 @@ def render_card(
         front_matter=data.to_yaml().strip(),
         title=name,
         claim=_claim(config, args, summary),
-        source=f"hf-hub:{repo_id}" if repo_id else "local-dir:FOLDER",
+        source=f"hf-hub:{repo_id}" if repo_id else tag or "local-dir:FOLDER",
+        tag=tag,
         input_size=size,
         label_names=config.get("label_names"),
         num_classes=config["num_classes"],

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -49,7 +49,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Load, check that model and data speak of the same classes, count."""
+    """Refuse what cannot be written, measure, show."""
     with one_line_errors(ValueError, OSError, ImageDecodeError):
         if args.json and args.json.exists():
             raise FileExistsError(f"--json {args.json} exists; nothing was changed, choose a new file")
@@ -57,41 +57,44 @@ def main(args: Args) -> None:
             raise FileNotFoundError(f"--json {args.json}: there is no folder {args.json.parent}")
         if args.batch_size < 1:
             raise ValueError(f"--batch-size must be at least 1, not {args.batch_size}")
-        data = load_dataset(args.dataset, args.data_dir, args.image_size)
-        model = create_model(source_of(args.model), pretrained=True)
-        data = as_trained(data, model, args.model)
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        if device.type == "cpu":
-            prepare_cpu()
-        identity = data.identity()
-        data = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir)
-        loader = EvalLoader(data, args.batch_size, device=device, workers=args.workers)
-        model = model.to(device, memory_format=torch.channels_last)
-        bf16 = partial(torch.autocast, device.type, torch.bfloat16)
-        autocast = bf16 if args.mixed_precision == "bf16" else nullcontext
-        batches = tqdm(loader, unit="batch", disable=None, leave=False)
-        accuracy = evaluate(model, batches, data.num_classes, autocast)
-        numbers = {
-            "model": args.model,
-            "dataset": data.name,
-            "split": data.test_split,
-            "top1": accuracy.top1,
-            "top5": accuracy.top5,
-            "count": accuracy.images,
-            "image_size": list(data.image_size),
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "data": identity,
-            "precision": args.mixed_precision,
-            "device": device.type,
-        }
+        numbers = measure(args)
         print("| model | data | top-1 % | top-5 % | images |\n|---|---|---|---|---|")
-        print(
-            f"| {args.model} | {data.name} {data.test_split} | {accuracy.top1:.2f} | {accuracy.top5:.2f} "
-            f"| {accuracy.images:,} |"
-        )
+        words = f"{numbers['dataset']} {numbers['split']} | {numbers['top1']:.2f} | {numbers['top5']:.2f}"
+        print(f"| {args.model} | {words} | {numbers['count']:,} |")
         if args.json:
             args.json.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+def measure(args: Args) -> dict[str, Any]:
+    """Load model and data, check that they speak of the same classes, and count."""
+    data = load_dataset(args.dataset, args.data_dir, args.image_size)
+    model = create_model(source_of(args.model), pretrained=True)
+    data = as_trained(data, model, args.model)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        prepare_cpu()
+    identity = data.identity()
+    data = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir)
+    loader = EvalLoader(data, args.batch_size, device=device, workers=args.workers)
+    model = model.to(device, memory_format=torch.channels_last)
+    bf16 = partial(torch.autocast, device.type, torch.bfloat16)
+    autocast = bf16 if args.mixed_precision == "bf16" else nullcontext
+    batches = tqdm(loader, unit="batch", disable=None, leave=False)
+    accuracy = evaluate(model, batches, data.num_classes, autocast)
+    return {
+        "model": args.model,
+        "dataset": data.name,
+        "split": data.test_split,
+        "top1": accuracy.top1,
+        "top5": accuracy.top5,
+        "count": accuracy.images,
+        "image_size": list(data.image_size),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "data": identity,
+        "precision": args.mixed_precision,
+        "device": device.type,
+    }
 
 
 def as_trained(data: ImageData, model: torch.nn.Module, name: str) -> ImageData:

@@ -20,7 +20,7 @@ import tyro
 from safetensors.torch import load_file
 
 from timm_mfd import create_model, push_to_hub, recipes, report, results
-from timm_mfd.hub import FILES, Published, check_folder, check_target, probe
+from timm_mfd.hub import FILES, check_folder, check_target, probe
 from timm_mfd.launch import one_line_errors
 from timm_mfd.model_card import LICENSES, PICTURES, render_card
 from timm_mfd.models.saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, sha256_of
@@ -66,16 +66,17 @@ def main(args: Args) -> None:
         published = push_to_hub(folder, args.repo_id, private=args.private, tag=args.tag)
     print(f"\n{'published' if published.changed else 'was there already'}: {args.repo_id} at {published.commit}")
     print(f"tagged {published.tag}; read back from the Hub, it answers bit for bit as the folder\n")
-    if row := table_row(published, check_config(folder)):
+    config = check_config(folder)
+    if name := tag_name(args.repo_id, config):
         print("for timm_mfd/models/_pretrained.py:\n")
-        print(row)
+        where = {"repo": published.repo_id, "commit": published.commit, "sha256": published.sha256}
+        print(table_row(name, config, where))
 
 
 def build(args: Args) -> Path:
     """Copy the run's model into `RUN/publish/`, with its pictures and the card for this repository."""
     run, model = args.run_dir, args.run_dir / "model"
-    if not (run / "summary.json").is_file():
-        raise ValueError(f"--run-dir {run} is not a finished run: summary.json is missing")
+    check_finished(run)
     license, usable = args.license.lower(), sorted(LICENSES - {"other"})  # which needs a name and a link
     if license not in usable:
         close = get_close_matches(license, usable, n=3)
@@ -85,15 +86,7 @@ def build(args: Args) -> Path:
         raise ValueError(f"--results {args.results} is not a folder")
     config = check_config(model)
     check_weights(model / WEIGHTS, config)
-    try:
-        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        described: dict[str, Any] = {
-            "args": json.loads((run / "args.json").read_text()),
-            "summary": json.loads((run / "summary.json").read_text()),
-            "seconds": sum(line["seconds"] for line in metrics),  # also of a run that was interrupted
-        }
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"--run-dir {run} is damaged: {error}") from None
+    described = describe(run)
     folder = run / "publish"
     others = [path.name for path in folder.iterdir() if path.name not in FILES] if folder.is_dir() else []
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()) or others:
@@ -121,6 +114,25 @@ def build(args: Args) -> Path:
     (new / CARD).write_text(card, encoding="utf-8")
     replace_folder(new, folder)
     return folder
+
+
+def check_finished(run: Path) -> None:
+    """Refuse a folder that is not a finished run."""
+    if not (run / "summary.json").is_file():
+        raise ValueError(f"--run-dir {run} is not a finished run: summary.json is missing")
+
+
+def describe(run: Path) -> dict[str, Any]:
+    """Read how a run was trained, for its card."""
+    try:
+        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return {
+            "args": json.loads((run / "args.json").read_text()),
+            "summary": json.loads((run / "summary.json").read_text()),
+            "seconds": sum(line["seconds"] for line in metrics),  # also of a run that was interrupted
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"--run-dir {run} is damaged: {error}") from None
 
 
 def compare(recipe_name: str | None, folder: Path) -> dict[str, str] | None:
@@ -157,23 +169,32 @@ def prove(folder: Path) -> None:
             raise ValueError(f"{folder} loaded by {create.__module__} does not answer as its own weights")
 
 
-def table_row(published: Published, config: dict[str, Any]) -> str | None:
-    """Return the line that makes the published weights a pretrained tag of the package, if it is called ARCH.TAG."""
-    arch, _, tag = published.repo_id.split("/")[1].partition(".")
-    if arch != config["architecture"] or not tag or not arch.endswith("_mfd"):
-        return None
+def tag_name(repo_id: str, config: dict[str, Any]) -> str | None:
+    """Return ARCH.TAG if a repository is called so; None if it could be no pretrained tag."""
+    name = repo_id.split("/")[1]
+    arch, _, tag = name.partition(".")
+    return name if arch == config["architecture"] and tag and arch.endswith("_mfd") else None
+
+
+def table_row(name: str, config: dict[str, Any], where: dict[str, str]) -> str:
+    """Return the line that makes weights a pretrained tag of the package.
+
+    Args:
+        name: ARCH.TAG.
+        config: Configuration of the saved model.
+        where: Entries of `Pretrained` that say where the weights are.
+    """
     cfg = config["pretrained_cfg"]
     keys = ("input_size", "mean", "std", "crop_pct", "interpolation")
     preprocessing = {key: tuple(cfg[key]) if isinstance(cfg[key], list) else cfg[key] for key in keys}
     usual = {"in_chans": 3, "global_pool": "avg"}
     arguments = {"stem": "imagenet", "num_classes": config["num_classes"], **config["model_args"]}
     arguments = {key: value for key, value in arguments.items() if (key, value) not in usual.items()}
-    return (
-        f'    "{config["architecture"]}.{tag}": Pretrained(\n        arguments={arguments},\n'
-        f"        preprocessing={preprocessing},\n"
-        f'        repo="{published.repo_id}",\n        commit="{published.commit}",\n'
-        f'        sha256="{published.sha256}",\n    ),'
-    )
+    places = "".join(f'        {key}="{value}",\n' for key, value in where.items())
+    return f'''    "{name}": Pretrained(
+        arguments={arguments},
+        preprocessing={preprocessing},
+{places}    ),'''
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+"""What is put into the package are the run's weights, rounded, with the accuracy that they have."""
+
+import json
+import re
+from dataclasses import replace
+
+import embed
+import evaluate
+import pytest
+import torch
+import train
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+import timm_mfd
+from timm_mfd import recipes, results
+from timm_mfd.model_card import check_card
+from timm_mfd.models import _pretrained
+
+NAME = "resnet18_mfd.digits"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a recipe on digits, in a protocol of three epochs."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("embed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        short = replace(recipes.PROTOCOLS["quick"], epochs=3, milestones=(2,), lr=0.02)
+        patch.setattr(recipes, "PROTOCOLS", {**recipes.PROTOCOLS, "quick": short})
+        train.main(train.parse(["--recipe", "resnet18/digits/softmax+mfd@quick", "--output-dir", str(folder)]))
+        result = results.collect(folder)
+    return folder, result
+
+
+@pytest.fixture
+def places(run, tmp_path, monkeypatch):
+    folder, result = run
+    monkeypatch.setattr(results, "collect", lambda _: result)  # its protocol is another test's matter
+    arguments = {"package": tmp_path / "package", "cards": tmp_path / "cards", "results": tmp_path / "results"}
+    return embed.Args(folder, **arguments)
+
+
+def test_the_rounded_weights_are_written_measured_and_made_known(run, places, tmp_path, capsys, monkeypatch):
+    folder, result = run
+    embed.main(places)
+    shown = capsys.readouterr().out
+    weights = load_file(places.package / "weights" / f"{NAME}.safetensors")
+    original = load_file(folder / "model" / "model.safetensors")
+    assert weights.keys() == original.keys()
+    for key, value in original.items():
+        assert torch.equal(weights[key], value.half() if value.dim() > 1 else value), key
+    measured = json.loads((places.results / f"{NAME}.json").read_text())
+    assert f"top-1 {measured['top1']:.2f} % of 360 images; {result.top1:.2f} % before the rounding" in shown
+
+    # By hand: the network with the rounded numbers, in float32.
+    model = timm_mfd.create_model("resnet18_mfd", num_classes=10, stem="cifar")
+    model.load_state_dict({key: value.float() for key, value in weights.items()})
+    data = evaluate.load_dataset("digits", None)
+    pixels = torch.as_tensor(data.test.pixels).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        answers = model.eval()((pixels - data.mean[0]) / data.std[0]).argmax(1)
+    right = (answers == torch.as_tensor(data.test.labels)).sum().item()
+    assert measured["top1"] == pytest.approx(100 * right / 360)
+
+    card = (places.cards / f"{NAME}.md").read_text()
+    check_card(card)
+    assert f"| {measured['top1']:.2f} | {measured['top5']:.2f} | 360 (test) |" in card
+    assert f'"{NAME}", pretrained=True' in card
+    assert measured["sha256"] in card
+    assert "label_names" not in card
+
+    monkeypatch.setattr(_pretrained, "_PACKAGE", places.package)
+    entry = eval("{" + shown[shown.index(f'    "{NAME}"') :] + "}", vars(_pretrained))[NAME]
+    assert entry.weights() == places.package / "weights" / f"{NAME}.safetensors"
+    assert entry.arguments == {"stem": "cifar", "num_classes": 10}
+    assert (entry.preprocessing["input_size"], entry.preprocessing["mean"]) == ((3, 8, 8), data.mean)
+
+
+def test_what_cannot_be_embedded_is_said_and_nothing_is_written(run, places, tmp_path, monkeypatch):
+    result = run[1]
+    (tmp_path / "unfinished").mkdir()
+    cases = [
+        (replace(places, run_dir=tmp_path / "unfinished"), {}, "is not a finished run: summary.json is missing"),
+        (places, {"LARGEST": 1000}, "take .* bytes, more than 1,000: too much to install"),
+        (places, {"rounded": lambda _: {"conv1.weight": torch.zeros(1)}}, "does not fit resnet18_mfd"),
+    ]
+    for args, changes, message in cases:
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
+            for name, value in changes.items():
+                patch.setattr(embed, name, value)
+            embed.main(args)
+        assert re.search(message, error.value.code)
+    monkeypatch.setattr(results, "collect", lambda _: replace(result, data="other"))
+    with pytest.raises(SystemExit) as error:
+        embed.main(places)
+    assert "holds other images than those that the run was measured on" in error.value.code
+    assert not any(path.exists() for path in (places.package, places.cards, places.results))
+
+
+def test_numbers_that_float16_cannot_hold_are_named():
+    with pytest.raises(ValueError, match="fc.weight has numbers that float16 cannot hold"):
+        embed.rounded({"fc.bias": torch.full((2,), 1e5), "fc.weight": torch.full((2, 2), 1e5)})
+    kept = embed.rounded({"fc.bias": torch.full((2,), 1e5), "steps": torch.tensor(3)})
+    assert (kept["fc.bias"].dtype, kept["steps"].dtype) == (torch.float32, torch.int64)

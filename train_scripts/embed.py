@@ -1,0 +1,108 @@
+"""Put the weights of a finished run of a recipe into the package, so that `pretrained=True` needs no network.
+
+python train_scripts/embed.py --run-dir runs/reproduce/paper/mobilenetv2-tiny_imagenet-softmax+mfd-seed0 --data-dir DIR
+
+Weights of layers become float16; what batch norm holds stays float32. What the package then holds is measured on the
+held-out images, and that is the accuracy on its card and in results/ARCH.TAG.json.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import evaluate
+import torch
+import tyro
+from publish import check_finished, compare, describe, table_row
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import timm_mfd
+from timm_mfd import recipes, results
+from timm_mfd.atomic import replacing
+from timm_mfd.data import ImageDecodeError
+from timm_mfd.launch import one_line_errors
+from timm_mfd.model_card import render_card
+from timm_mfd.models.saved import CONFIG, WEIGHTS, check_config, check_weights, identity, sha256_of
+
+LARGEST = 50_000_000  # bytes that everybody who installs the package has to carry
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Args:
+    """Arguments of an embedding."""
+
+    run_dir: Path
+    """The folder of a finished run of a recipe."""
+    data_dir: str | None = None
+    """Where its data set lies, as for train.py."""
+    results: Path = ROOT / "results"
+    """Results of reproduce.py, for the comparison on the card; the measured accuracy is written there, too."""
+    package: Path = Path(timm_mfd.__file__).parent
+    """The package; the weights go into its folder weights/."""
+    cards: Path = ROOT / "model_cards"
+    """Where the card is written."""
+    cache_dir: str | None = None
+    """Where decoded images are kept. Default: ~/.cache/timm_mfd."""
+
+
+def main(args: Args) -> None:
+    """Round, measure, write, and show the row that makes the weights known."""
+    with one_line_errors(ValueError, OSError, ImageDecodeError), tempfile.TemporaryDirectory() as scratch:
+        check_finished(args.run_dir)
+        result = results.collect(args.run_dir)  # refuses what is no run of a recipe
+        recipe, _ = recipes.find(result.recipe)
+        config = check_config(args.run_dir / "model")
+        original = check_weights(args.run_dir / "model" / WEIGHTS, config)
+        name = f"{config['architecture']}.{recipe.dataset}"
+
+        new = Path(scratch)
+        save_file(rounded(load_file(original)), new / WEIGHTS, {"timm_mfd": json.dumps(identity(config))})
+        if (size := (new / WEIGHTS).stat().st_size) > LARGEST:
+            raise ValueError(f"the weights of {name} take {size:,} bytes, more than {LARGEST:,}: too much to install")
+        (new / CONFIG).write_text(json.dumps(identity(config)), encoding="utf-8")
+        evaluation = evaluate.Args(str(new), recipe.dataset, args.data_dir, cache_dir=args.cache_dir)
+        measured = evaluate.measure(evaluation) | {"model": name, "sha256": sha256_of(new / WEIGHTS)}
+        if measured["data"] != result.data:
+            raise ValueError(f"--data-dir {args.data_dir} holds other images than those that the run was measured on")
+
+        described = describe(args.run_dir)
+        described["summary"] |= {key: measured[key] for key in ("top1", "top5")}
+        # A tag has no names of classes: timm reads none from a table.
+        plain = {key: value for key, value in config.items() if key != "label_names"}
+        comparison = compare(described["args"]["recipe"], args.results)
+        card = render_card(plain, measured["sha256"], described, tag=name, comparison=comparison)
+        for path, content in {
+            args.package / "weights" / f"{name}.safetensors": (new / WEIGHTS).read_bytes(),
+            args.cards / f"{name}.md": card.encode("utf-8"),
+            args.results / f"{name}.json": (json.dumps(measured, indent=2) + "\n").encode("utf-8"),
+        }.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                partial.write_bytes(content)
+            print(f"{path}  {len(content):,} bytes")
+    print(f"\ntop-1 {measured['top1']:.2f} % of {measured['count']:,} images; {result.top1:.2f} % before the rounding")
+    print("for timm_mfd/models/_pretrained.py:\n")
+    print(table_row(name, config, {"file": f"weights/{name}.safetensors", "sha256": measured["sha256"]}))
+
+
+def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights with the kernels and matrices as float16; statistics and biases are few, and stay as they are.
+
+    Raises:
+        ValueError: If a number is too large for float16.
+    """
+    half = {}
+    for key, value in tensors.items():
+        half[key] = value.half() if value.is_floating_point() and value.dim() > 1 else value
+        if not torch.isfinite(half[key]).all():
+            raise ValueError(f"{key} has numbers that float16 cannot hold")
+    return half
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(Args, description=__doc__))
