@@ -68,10 +68,19 @@ def test_all_rows_of_tiny_imagenet_are_trained_in_order_with_three_seeds(call, t
     assert [recipe.backbone for recipe in chosen[:4]] == ["mobilenetv2"] * 2 + ["resnet50"] * 2
 
 
-def test_what_ends_a_run_ends_the_script_with_its_code(call):
-    done, lines = call("my data", "100", ENDS="142")
-    assert done.returncode == 142
+@pytest.mark.parametrize("code", ["130", "142", "143"])
+def test_what_stops_a_run_ends_the_script_with_its_code(call, code):
+    done, lines = call("my data", "100", ENDS=code)
+    assert done.returncode == int(code)
     assert len(lines) == 1
+
+
+def test_a_run_that_fails_keeps_no_other_from_running_and_is_not_forgotten(call, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(python.read_text().replace('exit "${ENDS', 'case "$*" in *report) exit;; esac\nexit "${ENDS'))
+    done, lines = call("my data", "100", ENDS="1")
+    assert done.returncode == 1
+    assert [line.split()[1] for line in lines] == ["run", "run", "run", "report"]
 
 
 def test_nothing_begins_that_could_not_be_saved(call):

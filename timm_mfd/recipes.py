@@ -245,7 +245,8 @@ TABLES: Mapping[str, str] = MappingProxyType(
 
 OPEN_CHOICES: Mapping[str, str] = MappingProxyType(
     {
-        "Mean in Eq. 6": "one number per channel, over batch, height and width (the other: --mfd-center position)",
+        "Mean in Eq. 6": "one number per channel, over batch, height and width (the other: --mfd-center position, "
+        "table eq6)",
         "Stages": "0 to 4, each with weight lambda; they end where timm's feature_info says: DenseNet's before the "
         "transitions, MobileNetV2's after blocks 0, 1, 2, 4 and 6",
         "Normalisation": "mean and standard deviation of the training images; FaceScrub: 0.5 and 0.5",
