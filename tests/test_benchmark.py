@@ -63,6 +63,26 @@ def test_traffic_counts_arguments_and_results_once_and_views_not_at_all():
     assert traffic.bytes == 2 * 4000 + 4 + 4  # the single number is made, then read
 
 
+@pytest.mark.parametrize(
+    ("call", "moved"),
+    [
+        (lambda x, y, out: x.copy_(y), 8000),
+        (lambda x, y, out: x.zero_(), 4000),
+        (lambda x, y, out: torch.empty_like(x), 0),
+        (lambda x, y, out: torch.mm(x, y.T, out=out), 8000 + 400),
+        (lambda x, y, out: torch._foreach_add_([x, y], [y, y]), 8000 + 8000 + 8000),
+        (lambda x, y, out: torch.mul(x[:5, :1].expand(5, 100), 2.0), 20 + 2000),
+        (lambda x, y, out: torch.std_mean(x, 1), 4000 + 40 + 40),
+        (lambda x, y, out: x[3:].T, 0),
+    ],
+)
+def test_traffic_is_what_is_read_and_written(call, moved):
+    x, y, out = torch.ones(10, 100), torch.ones(10, 100), torch.ones(10, 10)
+    with benchmark.Traffic() as traffic:
+        call(x, y, out)
+    assert traffic.bytes == moved
+
+
 @pytest.mark.parametrize(("groups", "bias"), [(1, True), (4, False), (8, True)])
 def test_operations_of_convolutions_are_those_of_a_loop_also_in_groups_and_backward(groups, bias):
     convolution = torch.nn.Conv2d(8, 16, 3, padding=1, stride=2, groups=groups, bias=bias)
@@ -77,6 +97,15 @@ def test_operations_of_convolutions_are_those_of_a_loop_also_in_groups_and_backw
     with benchmark.Operations() as of_weights_alone:
         convolution(x.detach()).sum().backward()
     assert of_weights_alone.total == 2 * forward.total
+
+
+def test_operations_of_a_transposed_convolution_are_those_of_a_loop():
+    convolution = torch.nn.ConvTranspose2d(8, 4, 3, stride=2)
+    x = torch.randn(2, 8, 5, 5, requires_grad=True)
+    with benchmark.Operations() as operations:
+        convolution(x).sum().backward()
+    multiplications = sum(4 * 9 for _image in range(2) for _place in range(5 * 5) for _channel in range(8))
+    assert operations.total == 3 * 2 * multiplications
 
 
 def test_operations_of_products_are_two_for_each_multiplication():

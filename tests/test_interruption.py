@@ -59,3 +59,11 @@ def agree(rank, processes):
 
 def test_processes_agree_on_the_largest_numbers(tmp_path):
     assert run_processes(agree, 3, tmp_path) == [[[20, 5], [0, 0]]] * 3
+
+
+def test_what_was_asked_for_is_the_first_signal_and_a_ctrl_c_soon_after_it_is_not_the_second():
+    with StopSignals() as stop:
+        stop.ask(signal.SIGALRM)
+        stop.ask(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == signal.SIGALRM

@@ -1,6 +1,7 @@
 """One-line errors, the processes that were asked for, the cores of the machine, and random numbers."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,7 +35,8 @@ def test_other_errors_keep_their_traceback():
 def test_an_interruption_is_one_line(capsys):
     with pytest.raises(SystemExit) as exit_, one_line_errors(ValueError):
         raise KeyboardInterrupt
-    assert str(exit_.value.code).endswith(": interrupted")
+    assert exit_.value.code == 128 + signal.SIGINT
+    assert capsys.readouterr().err.strip().endswith(": interrupted")
 
 
 def test_the_launchers_single_thread_is_undone_and_a_chosen_number_is_kept(monkeypatch):

@@ -169,6 +169,39 @@ def test_a_run_that_does_not_stop_is_killed_at_the_time_limit(fast, capfd, monke
     assert not processes_of(fast)
 
 
+STUBBORN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if "softmax@" in sys.argv[2]:
+    sys.exit("x.py: error: boom")
+time.sleep(float(os.environ["SECONDS"]))
+"""
+
+
+def test_what_is_finished_in_the_last_minute_is_a_result_and_what_failed_is_named(fast, capfd, monkeypatch):
+    (fast / "fast_train.py").write_text(STUBBORN)
+    (done,) = results_of("resnet18/digits/softmax+mfd", 99.0, protocol="quick")
+    monkeypatch.setattr(results, "collect", lambda _: done)
+    monkeypatch.setattr("reproduce._SAVING", 50.0)  # of 60 seconds
+    monkeypatch.setenv("SECONDS", "12")
+    with pytest.raises(SystemExit) as error:
+        reproduce.run(seeds=1, parallel=2, time_limit=1, **DIGITS)
+    assert error.value.code == 128 + signal.SIGALRM
+    words = "stopped at the time limit with 1 runs to do, 1 of which failed (resnet18/digits/softmax@quick seed 0); the"
+    assert words in capfd.readouterr().err
+    assert results.read_all(fast / "results") == [done]
+
+
+def test_a_time_limit_that_comes_when_all_is_done_is_none(fast, monkeypatch):
+    (fast / "fast_train.py").write_text(STUBBORN)
+    (done,) = results_of("resnet18/digits/softmax+mfd", 99.0, protocol="quick")
+    monkeypatch.setattr(results, "collect", lambda _: done)
+    monkeypatch.setattr("reproduce._SAVING", 59.0)
+    monkeypatch.setenv("SECONDS", "4")
+    reproduce.run(seeds=1, rows=("resnet18/digits/softmax+mfd",), time_limit=1, **DIGITS)
+    assert results.read_all(fast / "results") == [done]
+
+
 def test_runs_that_fail_or_were_trained_otherwise_are_named_and_the_others_go_on(fast, capfd):
     """One folder is somebody else's; in the other is a finished run of one epoch."""
     blocked, other = (
@@ -180,7 +213,7 @@ def test_runs_that_fail_or_were_trained_otherwise_are_named_and_the_others_go_on
     subprocess.run([sys.executable, str(fast / "fast_train.py"), *words], check=True, capture_output=True)
     with pytest.raises(SystemExit) as error:
         reproduce.run(seeds=1, **DIGITS)
-    assert error.value.code.startswith("reproduce.py: 2 of 2 runs failed: resnet18/digits/softmax@quick seed 0, ")
+    assert ": 2 of 2 runs failed: resnet18/digits/softmax@quick seed 0, resnet18/digits/softmax+mfd" in error.value.code
     first, second = (line for line in capfd.readouterr().err.splitlines() if " failed: " in line)
     assert re.search(r"softmax@quick seed 0 failed: fast_train.py: error: --output-dir .*; nothing was changed", first)
     assert re.search(r"softmax\+mfd@quick seed 0 failed: .* was not trained as its recipe says: --epochs 1 ", second)
@@ -224,8 +257,8 @@ def test_data_that_are_not_the_papers_make_no_result(official_datasets, monkeypa
         (lambda: reproduce.run(table="5", rows=("vgg",)), "no row 'vgg' in Table V"),
         (lambda: reproduce.run(seeds=0), "--seeds must be at least 1, not 0"),
         (lambda: reproduce.run(parallel=0), "--parallel must be at least 1, not 0"),
-        (lambda: reproduce.run(time_limit=0.5), "--time-limit must be more than 1 minute, not 0.5"),
-        (lambda: reproduce.run(time_limit=float("nan")), "--time-limit must be more than 1 minute, not nan"),
+        (lambda: reproduce.run(time_limit=0.5), "the time limit must be more than 1 minute, not 0.5"),
+        (lambda: reproduce.run(time_limit=float("nan")), "the time limit must be more than 1 minute, not nan"),
         (lambda: reproduce.report(), "no results in 'results'; make some with reproduce.py run"),
         (lambda: reproduce.list_runs(table="9"), "unknown table '9'"),
     ],
@@ -272,6 +305,23 @@ def test_the_tables_are_inserted_into_a_page_that_has_a_place_for_them(tmp_path,
     before, tables, after = page.read_text().partition(report.short([*WITHOUT, *WITH]))
     assert (before, after) == ("above\n<!-- results -->\n\n", "\n<!-- end of results -->\nbelow\n")
     assert tables
+    page.write_bytes("ä\r\n<!-- results --> \r\nold<!-- end of results -->\r\n".encode())
+    page.chmod(0o600)
+    (tmp_path / "link.md").symlink_to(page)
+    reproduce.report(insert_into=tmp_path / "link.md")
+    assert page.read_bytes().startswith("ä\r\n<!-- results -->\n\nProtocol `paper`".encode())
+    assert page.read_bytes().endswith(b"\n<!-- end of results -->\r\n")
+    assert ((tmp_path / "link.md").is_symlink(), page.stat().st_mode & 0o777) == (True, 0o600)
+    page.write_bytes(b"\xff")
+    for other, message in (
+        (page, "cannot read --insert-into page.md: it is not UTF-8"),
+        (tmp_path / "none.md", "cannot read --insert-into none.md: No such file or directory"),
+        (tmp_path / "results", "cannot read --insert-into results: Is a directory"),
+        (tmp_path / "results" / "README.md", "--insert-into results/README.md is the report itself; name another page"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            reproduce.report(insert_into=other.relative_to(tmp_path))
+        assert message in error.value.code
     for text in ("no place\n", "<!-- end of results -->\n<!-- results -->\n", "<!-- results -->\n"):
         page.write_text(text)
         with pytest.raises(SystemExit) as error:

@@ -1,106 +1,77 @@
-"""The script for a GPU without a network calls reproduce.py with what that understands, within its time."""
+"""The rows of Tiny ImageNet: all of them, in order, with arguments that the training script takes, within the time."""
 
-import functools
-import subprocess
-from pathlib import Path
+import signal
+import time
 
 import pytest
 import reproduce
-import tyro
+import tiny_imagenet
+import train
 
 from timm_mfd import recipes
 
-SCRIPT = Path(reproduce.__file__).with_name("tiny_imagenet.sh")
-# In place of python: says that there is a GPU, writes the words of other calls, and ends as it is told.
-PYTHON = """#!/bin/sh
-[ "$1" = -c ] && exit "${NO_GPU:-0}"
-printf '%s\\n' "$*" >> "$CALLS"
-exit "${ENDS:-0}"
-"""
-
 
 @pytest.fixture
-def call(tmp_path):
-    (tmp_path / "python").write_text(PYTHON)
-    (tmp_path / "python").chmod(0o755)
-    (tmp_path / "my data").mkdir()
-    calls = tmp_path / "calls"
-
-    def run(*words, **environment):
-        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CALLS": str(calls), **environment}
-        done = subprocess.run(["bash", SCRIPT, *words], env=environment, capture_output=True, text=True, cwd=tmp_path)
-        return done, calls.read_text().splitlines() if calls.exists() else []
-
-    return run
+def asked(monkeypatch, tmp_path):
+    """What is handed on to be done, on a machine that seems to have a GPU."""
+    calls = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(reproduce, "do_missing", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(reproduce, "report", lambda folder: calls.append(folder))
+    args = tiny_imagenet.Args(tmp_path / "my data", 100, parallel=6, output_dir=tmp_path / "out")
+    return args, calls
 
 
-def understood(line):
-    """The arguments that reproduce.py takes from a command line."""
-    taken = {}
-
-    def recorded(function):
-        @functools.wraps(function)
-        def record(**arguments):
-            taken.update(arguments)
-
-        return record
-
-    commands = {"run": recorded(reproduce.run), "report": recorded(reproduce.report)}
-    words = line.replace("my data", "my_data").split()
-    assert words[0] == "train_scripts/reproduce.py"
-    tyro.extras.subcommand_cli_from_dict(commands, args=words[1:])
-    return taken
-
-
-def test_all_rows_of_tiny_imagenet_are_trained_in_order_with_three_seeds(call, tmp_path):
-    done, lines = call("my data", "100", "6")
-    assert done.returncode == 0, done.stderr
-    *runs, report = lines
-    assert report == "train_scripts/reproduce.py report"
-    assert all(f"--data-dir {tmp_path / 'my data'} " in line for line in runs)
-    arguments = [understood(line) for line in runs]
-    for taken in arguments:
-        assert (taken["mixed_precision"], taken["compile"], taken["parallel"], taken["seeds"]) == ("bf16", True, 6, 3)
-        assert 97 <= taken["time_limit"] <= 100
-    chosen = [recipe for taken in arguments for recipe in recipes.select(taken["table"], taken["rows"])]
-    wanted = [recipe for recipe in recipes.RECIPES.values() if recipe.dataset == "tiny_imagenet"]
-    assert {recipe.id for recipe in chosen} == {recipe.id for recipe in wanted}
-    assert [recipe.backbone for recipe in chosen[:4]] == ["mobilenetv2"] * 2 + ["resnet50"] * 2
+def test_all_rows_of_tiny_imagenet_are_trained_with_three_seeds_those_first_that_tell_most(asked, tmp_path):
+    args, calls = asked
+    now = time.monotonic()
+    tiny_imagenet.main(args)
+    (runs, parallel, options, data_dir, _workers, decoded, deadline), report = calls
+    wanted = {recipe.id for recipe in recipes.RECIPES.values() if recipe.dataset == "tiny_imagenet"}
+    assert {(run.recipe.id, run.seed) for run in runs} == {(name, seed) for name in wanted for seed in range(3)}
+    assert len(runs) == 3 * len(wanted) == 27
+    order = [(run.recipe.backbone, run.recipe.mfd_center, run.seed) for run in runs]
+    usual = [(backbone, "channel", seed) for seed in range(3) for backbone in ["mobilenetv2"] * 2 + ["resnet50"] * 2]
+    assert order[:15] == [*usual, *(("mobilenetv2", "position", seed) for seed in range(3))]
+    assert (parallel, data_dir, decoded, report) == (6, args.data_dir, args.output_dir / "decoded", runs[0].results_dir)
+    assert {run.protocol for run in runs} == {"paper"}
+    assert 0 <= deadline - now - 6000 < 5
+    for run in runs:
+        args = train.parse(run.job(options).command[2:])
+        assert (args.mixed_precision, args.compile, args.epochs) == ("bf16", True, 100)
+        assert run.folder.is_relative_to(tmp_path / "out" / "runs")
 
 
-@pytest.mark.parametrize("code", ["130", "142", "143"])
-def test_what_stops_a_run_ends_the_script_with_its_code(call, code):
-    done, lines = call("my data", "100", ENDS=code)
-    assert done.returncode == int(code)
-    assert len(lines) == 1
+def test_what_stops_the_runs_stops_all_before_the_report(asked, monkeypatch):
+    args, calls = asked
 
+    def stop(*_):
+        raise reproduce.Stopped("stopped at the time limit with 3 runs to do", signal.SIGALRM)
 
-def test_a_run_that_fails_keeps_no_other_from_running_and_is_not_forgotten(call, tmp_path):
-    python = tmp_path / "python"
-    python.write_text(python.read_text().replace('exit "${ENDS', 'case "$*" in *report) exit;; esac\nexit "${ENDS'))
-    done, lines = call("my data", "100", ENDS="1")
-    assert done.returncode == 1
-    assert [line.split()[1] for line in lines] == ["run", "run", "run", "report"]
-
-
-def test_nothing_begins_that_could_not_be_saved(call):
-    done, lines = call("my data", "2")
-    assert (done.returncode, lines) == (142, [])
-    assert "stopped at the time limit; the same command goes on" in done.stdout
+    monkeypatch.setattr(reproduce, "do_missing", stop)
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGALRM)):
+        tiny_imagenet.main(args)
+    assert not calls
 
 
 @pytest.mark.parametrize(
-    ("words", "environment", "message"),
+    ("change", "message"),
     [
-        ((), {}, "usage: "),
-        (("nowhere", "100"), {}, "'nowhere' does not exist; DATA is the folder that holds tiny-imagenet-200/"),
-        (("my data", "soon"), {}, "MINUTES must be a whole number above 0, not 'soon'"),
-        (("my data", "100", "0"), {}, "RUNS_AT_A_TIME must be a whole number above 0, not '0'"),
-        (("my data", "100"), {"NO_GPU": "1"}, "there is no GPU that torch can use"),
+        ({"minutes": 0.5}, "the time limit must be more than 1 minute, not 0.5"),
+        ({"parallel": 0}, "--parallel must be at least 1, not 0"),
+        ({}, "tiny_imagenet: .* lacks wnids.txt"),
     ],
 )
-def test_mistakes_end_in_one_line(call, words, environment, message):
-    done, lines = call(*words, **environment)
-    assert (done.returncode, lines) == (2, [])
-    assert done.stderr.startswith(f"tiny_imagenet.sh: error: {message}")
-    assert done.stderr.count("\n") == 1
+def test_mistakes_end_in_one_line(tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    arguments = {"data_dir": tmp_path, "minutes": 10, "output_dir": tmp_path / "out", **change}
+    with pytest.raises(SystemExit) as error:
+        tiny_imagenet.main(tiny_imagenet.Args(**arguments))
+    error.match(message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_machine_without_a_gpu_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="there is no GPU that torch can use; on a CPU: reproduce.py run"):
+        tiny_imagenet.main(tiny_imagenet.Args(tmp_path, 10))

@@ -53,9 +53,18 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def ask(self, number: int) -> None:
+        """Do as if a signal came, unless one came before.
+
+        Args:
+            number: Of the signal.
+        """
         if not self.received:
             self.received, self._since = number, time.monotonic()
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if not self.received:
+            self.ask(number)
         elif number == signal.SIGINT and time.monotonic() - self._since > _PATIENCE:
             raise KeyboardInterrupt
 

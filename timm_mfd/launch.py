@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # looked up here
 @contextmanager
 def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turn mistakes of the user into one line on standard error and exit code 1, without a traceback.
+
+    Interruptions end in one line, too, with 128 and the number of the signal.
 
     Args:
         *kinds: Exceptions that mean a mistake of the user here; all others pass.
@@ -54,7 +57,8 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
             sys.exit(f"{script}: error: --deterministic: {operation} has no deterministic implementation here")
         raise
     except KeyboardInterrupt:
-        sys.exit(f"\n{script}: interrupted")
+        print(f"\n{script}: interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(128 + signal.SIGINT)
 
 
 class _ToldElsewhere(Exception):

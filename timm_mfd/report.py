@@ -86,16 +86,15 @@ class Row(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether the paper's gain was found here, in words; `-` where one cannot tell."""
-        gain, difference = self.paper_difference, self.difference
-        if gain is None or difference is None or difference.low is None or difference.high is None:
+        """Whether MFD did here what it does in the paper, in words; `-` without an interval to tell it by."""
+        effect, difference = self.paper_difference, self.difference
+        if effect is None or difference is None or difference.low is None or difference.high is None:
             return "-"
-        if difference.sign < 0:
-            return "no: a loss"
-        if difference.sign == 0:
-            return "no: no gain beyond chance"
-        size = "smaller" if difference.high < gain else "larger" if difference.low > gain else ""
-        return f"in part: a {size} gain" if size else "yes"
+        if difference.low <= effect <= difference.high:
+            return "yes" if difference.sign else "cannot tell"
+        if difference.sign * effect <= 0:
+            return "no" if difference.sign == 0 else "no: the opposite"
+        return "in part: " + ("smaller" if abs(difference.mean) < abs(effect) else "larger")
 
 
 def spread(accuracies: Sequence[float]) -> Spread | None:
@@ -149,7 +148,7 @@ def rows_of(table: str, results: Iterable[Result]) -> list[Row]:
     rows = []
     for recipe in (r for r in RECIPES.values() if table in r.tables and r.mfd_weight):
         ours, without = accuracies.get(recipe.id, {}), accuracies.get(recipe.baseline, {})
-        if ours or without:
+        if ours or (without and not recipe.variant):  # a baseline alone stands in the row of the usual MFD
             spreads = spread(list(ours.values())), spread(list(without.values()))
             rows.append(Row(recipe, RECIPES[recipe.baseline], *spreads, paired_difference(ours, without)))
     return rows
@@ -177,7 +176,7 @@ def accuracy_tables(results: Sequence[Result], paint: Callable[[str, int], str] 
         if not (rows := rows_of(table, results)):
             continue
         heading = ["network", "data set", "loss", "paper", "paper + MFD", "paper diff.", "ours", "ours + MFD"]
-        cells = [[*heading, f"our difference [{CONFIDENCE:.0%} interval]", "paper's gain found?"]]
+        cells = [[*heading, f"our difference [{CONFIDENCE:.0%} interval]", "paper's effect found?"]]
         for row in rows:
             loss = row.recipe.criterion + row.recipe.variant
             paper = [_number(row.baseline.accuracy), _number(row.recipe.accuracy), _number(row.paper_difference, "+")]
@@ -204,8 +203,8 @@ def markdown(results: Sequence[Result], pictures: Mapping[str, Mapping[str, str]
         "are top-1 in percent on the held-out images after the last epoch, mean ± standard deviation over n seeds. A "
         "difference is the mean over pairs of runs with the same seed, images and precision, with its confidence "
         "interval (Student's t). 🟢 ▲ and 🔴 ▼ stand only where the interval leaves out 0; of twenty rows without any "
-        "effect one would still get one. The paper gives means of three runs without a spread; its gain counts as "
-        "found if our interval leaves out 0 and holds that gain.",
+        "effect one would still get one. The paper gives means of three runs without a spread; its effect counts as "
+        "found if our interval holds it and leaves out 0.",
     ]
     for protocol in [name for name in PROTOCOLS if any(r.protocol == name for r in results)]:
         ours = [result for result in results if result.protocol == protocol]

@@ -93,7 +93,7 @@ def collect(run: Path) -> Result:
         raise ValueError(f"{run} is not a finished run: summary.json is missing")
     try:
         return _collect(run)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{run} is damaged or of another version: {error!r}") from None
 
 

@@ -54,12 +54,16 @@ def _convolution_backward(
     grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, out_val: Any = None, **_: Any
 ) -> int:
     """Each of the two gradients takes as many operations as the convolution itself."""
-    output_mask = rest[-1]
-    return sum(output_mask[:2]) * 2 * math.prod(grad) * math.prod(weight[1:])
+    *_, transposed, _output_padding, _groups, output_mask = rest
+    return sum(output_mask[:2]) * 2 * math.prod(x if transposed else grad) * math.prod(weight[1:])
+
+
+# Operators that overwrite their first argument without a look at it.
+_OVERWRITE = frozenset(("copy_", "zero_", "fill_", "_foreach_copy_", "_foreach_zero_"))
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes that operators read and write if each goes to memory once for every argument and result; views are free."""
+    """Bytes that operators move if each reads all of its arguments and writes its results, once; views are free."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,18 +71,31 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        read, written = tensors_in((args, kwargs)), tensors_in(out)
-        sources = {storage_of(tensor) for tensor in read}
-        is_view = not func._schema.is_mutable and all(storage_of(tensor) in sources for tensor in written)
-        if not is_view:
-            # An expanded tensor has more elements than memory.
-            self.bytes += sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in read + written)
+        name = func._schema.name.partition("::")[2]
+        if "empty" in name:  # memory that is not written to
+            return out
+        given = [*zip(func._schema.arguments, args, strict=False)]
+        given += [(a, kwargs[a.name]) for a in func._schema.arguments if kwargs and a.name in kwargs]
+        changed = [value for argument, value in given if argument.alias_info and argument.alias_info.is_write]
+        unread = {id(t) for a, value in given if a.is_out or (name in _OVERWRITE and a is given[0][0])
+                  for t in tensors_in(value)}  # fmt: skip
+        read = [tensor for tensor in tensors_in((args, kwargs)) if id(tensor) not in unread]
+        known = {storage_of(tensor) for tensor in tensors_in((args, kwargs))}
+        made = [tensor for tensor in tensors_in(out) if storage_of(tensor) not in known]
+        if made or changed:
+            self.bytes += sum(map(bytes_of, [*read, *tensors_in(changed), *made]))
         return out
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
     """All tensors of nested arguments or results."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes of the elements that differ in place: those that an expanded tensor repeats count once."""
+    sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not size)
+    return math.prod(sizes) * tensor.element_size()
 
 
 def storage_of(tensor: Tensor) -> int:

@@ -7,6 +7,7 @@ held-out images, and that is the accuracy on its card and in results/ARCH.TAG.js
 """
 
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,15 +20,16 @@ from publish import check_finished, compare, describe, table_row
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import timm_mfd
 from timm_mfd import recipes, results
 from timm_mfd.atomic import replacing
 from timm_mfd.data import ImageDecodeError
 from timm_mfd.launch import one_line_errors
 from timm_mfd.model_card import render_card
 from timm_mfd.models.saved import CONFIG, WEIGHTS, check_config, check_weights, identity, sha256_of
+from timm_mfd.run_dir import write_text
 
 LARGEST = 50_000_000  # bytes that everybody who installs the package has to carry
+FARTHEST = 0.5  # points that the rounding may change the accuracy by
 ROOT = Path(__file__).parents[1]
 
 
@@ -36,12 +38,14 @@ class Args:
     """Arguments of an embedding."""
 
     run_dir: Path
-    """The folder of a finished run of a recipe."""
+    """The folder of a finished run of a recipe with softmax and MFD of weight 1, under the protocol paper."""
     data_dir: str | None = None
     """Where its data set lies, as for train.py."""
+    replace: bool = False
+    """Replace weights of the same name that are in the package."""
     results: Path = ROOT / "results"
     """Results of reproduce.py, for the comparison on the card; the measured accuracy is written there, too."""
-    package: Path = Path(timm_mfd.__file__).parent
+    package: Path = ROOT / "timm_mfd"
     """The package; the weights go into its folder weights/."""
     cards: Path = ROOT / "model_cards"
     """Where the card is written."""
@@ -56,35 +60,49 @@ def main(args: Args) -> None:
         result = results.collect(args.run_dir)  # refuses what is no run of a recipe
         recipe, _ = recipes.find(result.recipe)
         config = check_config(args.run_dir / "model")
-        original = check_weights(args.run_dir / "model" / WEIGHTS, config)
         name = f"{config['architecture']}.{recipe.dataset}"
+        if recipe.id != f"{recipe.backbone}/{recipe.dataset}/softmax+mfd" or result.protocol != "paper":
+            raise ValueError(
+                f"{name} stands for {recipe.backbone}/{recipe.dataset}/softmax+mfd under the protocol paper, and "
+                f"--run-dir {args.run_dir} is {recipe.name(result.protocol)}"
+            )
+        weights, card, accuracy = (
+            args.package / "weights" / f"{name}.safetensors", args.cards / f"{name}.md", args.results / f"{name}.json"
+        )  # fmt: skip
+        if weights.exists() and not args.replace:
+            raise ValueError(f"{weights} is there already; give --replace to put others in its place")
+        for path in (weights, card, accuracy):
+            path.parent.mkdir(parents=True, exist_ok=True)
 
         new = Path(scratch)
-        save_file(rounded(load_file(original)), new / WEIGHTS, {"timm_mfd": json.dumps(identity(config))})
+        original = load_file(check_weights(args.run_dir / "model" / WEIGHTS, config))
+        save_file(rounded(original), new / WEIGHTS, {"timm_mfd": json.dumps(identity(config))})
         if (size := (new / WEIGHTS).stat().st_size) > LARGEST:
             raise ValueError(f"the weights of {name} take {size:,} bytes, more than {LARGEST:,}: too much to install")
         (new / CONFIG).write_text(json.dumps(identity(config)), encoding="utf-8")
-        evaluation = evaluate.Args(str(new), recipe.dataset, args.data_dir, cache_dir=args.cache_dir)
-        measured = evaluate.measure(evaluation) | {"model": name, "sha256": sha256_of(new / WEIGHTS)}
+        measured = evaluate.measure(
+            evaluate.Args(str(new), recipe.dataset, args.data_dir, cache_dir=args.cache_dir)
+        ) | {"model": name, "sha256": sha256_of(new / WEIGHTS)}  # fmt: skip
         if measured["data"] != result.data:
             raise ValueError(f"--data-dir {args.data_dir} holds other images than those that the run was measured on")
+        if not abs(measured["top1"] - result.top1) <= FARTHEST:
+            raise ValueError(
+                f"the rounded weights have a top-1 of {measured['top1']:.2f} %, the run says {result.top1:.2f} %: "
+                f"either {args.run_dir / 'model'} is not its model, or float16 does not do for it"
+            )
 
         described = describe(args.run_dir)
         described["summary"] |= {key: measured[key] for key in ("top1", "top5")}
         # A tag has no names of classes: timm reads none from a table.
         plain = {key: value for key, value in config.items() if key != "label_names"}
         comparison = compare(described["args"]["recipe"], args.results)
-        card = render_card(plain, measured["sha256"], described, tag=name, comparison=comparison)
-        for path, content in {
-            args.package / "weights" / f"{name}.safetensors": (new / WEIGHTS).read_bytes(),
-            args.cards / f"{name}.md": card.encode("utf-8"),
-            args.results / f"{name}.json": (json.dumps(measured, indent=2) + "\n").encode("utf-8"),
-        }.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as partial:
-                partial.write_bytes(content)
-            print(f"{path}  {len(content):,} bytes")
-    print(f"\ntop-1 {measured['top1']:.2f} % of {measured['count']:,} images; {result.top1:.2f} % before the rounding")
+        text = render_card(plain, measured["sha256"], described, tag=name, comparison=comparison)
+        write_text(card, text)
+        write_text(accuracy, json.dumps(measured, indent=2) + "\n")
+        with replacing(weights) as partial:  # last: what stands for them is there
+            shutil.copyfile(new / WEIGHTS, partial)
+    print(f"{weights}: {size:,} bytes\n{card}\n{accuracy}\n")
+    print(f"top-1 {measured['top1']:.2f} % of {measured['count']:,} images; {result.top1:.2f} % before the rounding")
     print("for timm_mfd/models/_pretrained.py:\n")
     print(table_row(name, config, {"file": f"weights/{name}.safetensors", "sha256": measured["sha256"]}))
 

@@ -73,6 +73,7 @@ def measure(args: Args) -> dict[str, Any]:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     if device.type == "cpu":
         prepare_cpu()
+    torch.backends.cudnn.allow_tf32 = False  # convolutions in float32 as on a CPU: one image more or less is seen
     identity = data.identity()
     data = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir)
     loader = EvalLoader(data, args.batch_size, device=device, workers=args.workers)

@@ -143,7 +143,8 @@ def compare(recipe_name: str | None, folder: Path) -> dict[str, str] | None:
     ran = [result for result in results.read_all(folder) if result.protocol == protocol]
     for table in recipes.TABLES:
         for row in report.rows_of(table, ran):
-            if recipe in (row.recipe, row.baseline) and row.ours and row.ours_baseline:
+            usual = recipe == row.baseline and not row.recipe.variant
+            if (usual or recipe == row.recipe) and row.ours and row.ours_baseline:
                 paper = [str(value or "not given") for value in (row.recipe.accuracy, row.baseline.accuracy)]
                 difference = row.paper_difference
                 return {
@@ -190,11 +191,15 @@ def table_row(name: str, config: dict[str, Any], where: dict[str, str]) -> str:
     usual = {"in_chans": 3, "global_pool": "avg"}
     arguments = {"stem": "imagenet", "num_classes": config["num_classes"], **config["model_args"]}
     arguments = {key: value for key, value in arguments.items() if (key, value) not in usual.items()}
-    places = "".join(f'        {key}="{value}",\n' for key, value in where.items())
-    return f'''    "{name}": Pretrained(
-        arguments={arguments},
-        preprocessing={preprocessing},
-{places}    ),'''
+    lines = [f'    "{name}": Pretrained(']
+    for field, entries in (("arguments", arguments), ("preprocessing", preprocessing)):
+        items = (f'            "{key}": {_code(value)},' for key, value in entries.items())
+        lines += [f"        {field}={{", *items, "        },"]
+    return "\n".join([*lines, *(f"        {key}={_code(where[key])}," for key in where), "    ),"])
+
+
+def _code(value: object) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from timm_mfd import recipes, results
+from timm_mfd.atomic import replacing
 from timm_mfd.data import FileImages, ImageDecodeError, load_dataset, place
 from timm_mfd.figures import accuracy_against_weight, ours_against_paper
 from timm_mfd.interruption import Stopped, StopSignals
@@ -162,31 +163,65 @@ def run(
         mixed_precision: Arithmetic of the networks.
         compile: Compile the networks with torch.compile.
         time_limit: End after so many minutes. A minute before, the runs are asked to save themselves and stop.
+            (Decoding images, once, does not look at the clock.)
         workers: Decoding processes of each run.
         cache_dir: Where decoded images are kept. Default: ~/.cache/timm_mfd.
         runs_dir: Where run folders are.
         results_dir: Where results are.
     """
-    began = time.monotonic()
+    deadline = deadline_in(time_limit)
     with one_line_errors(ValueError, OSError, ImageDecodeError):
-        if time_limit is not None and not time_limit * 60 > _SAVING:
-            raise ValueError(f"--time-limit must be more than {_SAVING / 60:g} minute, not {time_limit:g}")
-        deadline = None if time_limit is None else began + time_limit * 60
-        for flag, number in {"--seeds": seeds, "--parallel": parallel}.items():
-            if number < 1:
-                raise ValueError(f"{flag} must be at least 1, not {number}")
+        if seeds < 1:
+            raise ValueError(f"--seeds must be at least 1, not {seeds}")
         chosen = recipes.select(table, rows)
-        all_runs = [Run(recipe, protocol, seed, runs_dir, results_dir) for seed in range(seeds) for recipe in chosen]
-        missing = [run for run in all_runs if not run.is_done()]
-        print(f"{len(all_runs)} runs: {len(all_runs) - len(missing)} done, {len(missing)} to do")
-        decode(sorted({run.recipe.dataset for run in missing}), data_dir, workers, cache_dir, parallel)
-        options = ["--mixed-precision", mixed_precision, "--workers", str(workers)]
-        options += ["--compile"] * compile + (["--cache-dir", str(cache_dir)] if cache_dir else [])
-        failed = train(missing, parallel, options, data_dir, deadline)
-    if missing and not failed:
-        print(f"results are in {results_dir}; reproduce.py report makes tables and pictures of them")
-    if failed:
-        sys.exit(f"reproduce.py: {len(failed)} of {len(missing)} runs failed: {', '.join(failed)}")
+        runs = [Run(recipe, protocol, seed, runs_dir, results_dir) for seed in range(seeds) for recipe in chosen]
+        options = ["--mixed-precision", mixed_precision, "--workers", str(workers), *["--compile"] * compile]
+        do_missing(runs, parallel, options, data_dir, workers, cache_dir, deadline)
+
+
+def deadline_in(minutes: float | None) -> float | None:
+    """Return when so many minutes are over, by the monotonic clock; None: never."""
+    with one_line_errors(ValueError):
+        if minutes is None:
+            return None
+        if not _SAVING < minutes * 60 < 1e9:
+            raise ValueError(f"the time limit must be more than {_SAVING / 60:g} minute, not {minutes:g}")
+        return time.monotonic() + minutes * 60
+
+
+def do_missing(
+    runs: Sequence[Run],
+    parallel: int,
+    options: Sequence[str],
+    data_dir: Path,
+    workers: int,
+    cache_dir: Path | None,
+    deadline: float | None,
+) -> None:
+    """Do what has no result yet, in this order; exit with 1 and their names if runs failed.
+
+    Args:
+        runs: What is wanted.
+        parallel: Runs at a time.
+        options: Options of the training script.
+        data_dir: Folder of the data sets' folders.
+        workers: Decoding processes.
+        cache_dir: Where decoded images are kept.
+        deadline: By when to be done, in seconds of the monotonic clock.
+
+    Raises:
+        Stopped: If a signal or the deadline came; every run can go on then.
+    """
+    if parallel < 1:
+        raise ValueError(f"--parallel must be at least 1, not {parallel}")
+    missing = [run for run in runs if not run.is_done()]
+    print(f"{len(runs)} runs: {len(runs) - len(missing)} done, {len(missing)} to do", flush=True)
+    decode(sorted({run.recipe.dataset for run in missing}), data_dir, workers, cache_dir, parallel)
+    cached = ["--cache-dir", str(cache_dir)] if cache_dir else []
+    if failed := train(missing, parallel, [*options, *cached], data_dir, deadline):
+        sys.exit(f"{Path(sys.argv[0]).name}: {len(failed)} of {len(missing)} runs failed: {', '.join(failed)}")
+    if missing:
+        print(f"results are in {missing[0].results_dir}; reproduce.py report makes tables and pictures of them")
 
 
 def decode(datasets: Sequence[str], data_dir: Path, workers: int, cache_dir: Path | None, parallel: int) -> None:
@@ -227,15 +262,16 @@ def train(
             bar.update(sum(run.epochs_done() for run in runs) - bar.n)
             if deadline is None:
                 return
-            if not stop.received and time.monotonic() > deadline - _SAVING:
-                stop.received = signal.SIGALRM
+            if time.monotonic() > deadline - _SAVING:
+                stop.ask(signal.SIGALRM)
             if time.monotonic() > deadline:  # still compiling, say: its last state is on disk, and it is killed
                 raise stopped()
 
         def stopped() -> Stopped:
             left = sum(not run.result.exists() for run in runs)
             when = " at the time limit" if stop.received == signal.SIGALRM else ""
-            return Stopped(f"stopped{when} with {left} runs to do; the same command goes on", stop.received)
+            bad = f", {len(failed)} of which failed ({', '.join(failed)})" if failed else ""
+            return Stopped(f"stopped{when} with {left} runs to do{bad}; the same command goes on", stop.received)
 
         def started(job: Job) -> None:
             tqdm.write(f"{job.name}: running, see {job.log}")
@@ -257,7 +293,7 @@ def train(
                 if not stop.received:
                     failed.append(job.name)
                     tqdm.write(f"{run.name} failed: {error}", file=sys.stderr)
-        if stop.received:
+        if stop.received and not all(run.result.exists() for run in runs):
             raise stopped()
     return failed
 
@@ -277,14 +313,19 @@ def report(
         found = results.read_all(results_dir)
         if not found:
             raise ValueError(f"no results in {str(results_dir)!r}; make some with reproduce.py run")
-        page = None if insert_into is None else with_results(insert_into, short(found))
         folder = output_dir or results_dir
+        if insert_into is not None and insert_into.resolve() == (folder / "README.md").resolve():
+            raise ValueError(f"--insert-into {insert_into} is the report itself; name another page")
+        page = None if insert_into is None else with_results(insert_into, short(found))
         folder.mkdir(parents=True, exist_ok=True)
         pictures = {protocol: draw(protocol, found, folder) for protocol in {result.protocol for result in found}}
         write_text(folder / "README.md", markdown(found, pictures))
         write_text(folder / "results.csv", to_csv(found))
         if insert_into is not None and page is not None:
-            write_text(insert_into, page)
+            mode = insert_into.stat().st_mode
+            with replacing(insert_into.resolve()) as partial:
+                partial.write_text(page, encoding="utf-8", newline="")
+            insert_into.chmod(mode)
     for protocol in recipes.PROTOCOLS:
         if ours := [result for result in found if result.protocol == protocol]:
             print(f"## Protocol {protocol}\n\n{accuracy_tables(ours, coloured)}\n")
@@ -293,11 +334,17 @@ def report(
 
 def with_results(page: Path, tables: str) -> str:
     """Return the text of a page with tables between its two comments."""
-    before, start, rest = page.read_text(encoding="utf-8").partition("<!-- results -->\n")
+    try:
+        with page.open(encoding="utf-8", newline="") as file:  # its line ends stay as they are
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ValueError(f"cannot read --insert-into {page}: {reason}") from None
+    before, start, rest = text.partition("<!-- results -->")
     _, end, after = rest.partition("<!-- end of results -->")
     if not start or not end:
         raise ValueError(f"{page} has no place for results: the comments <!-- results --> and <!-- end of results -->")
-    return f"{before}{start}\n{tables}\n{end}{after}"
+    return f"{before}{start}\n\n{tables}\n{end}{after}"
 
 
 def draw(protocol: str, found: Sequence[Result], folder: Path) -> dict[str, str]:

@@ -131,6 +131,8 @@ def _cifar10(root: Path) -> ImageData:
 def _cifar10_jpeg(root: Path) -> ImageData:
     """CIFAR-10 re-encoded as JPEG files: a proxy, because the pixels are not the original ones."""
     root = root / "cifar10-jpeg" if (root / "cifar10-jpeg").is_dir() else root
+    if not (root / "train").is_dir():
+        raise ValueError(f"cifar10_jpeg: expected cifar10-jpeg/ in {str(root)!r}, or train/ and test/ of it")
     data = _folder(root, name="cifar10_jpeg")
     if data.image_size != (32, 32):
         height, width = data.image_size

@@ -47,11 +47,13 @@ class Pretrained:
             cache_dir: Where the Hub's cache is. Default: the Hub's.
 
         Raises:
-            ValueError: If the weights are not the ones that were published.
+            ValueError: If the weights are not the ones that were published, or the package lacks them.
             ConnectionError: If they are not here and the Hub cannot be reached.
         """
         if self.file:
             path = _PACKAGE / self.file
+            if not path.is_file():
+                raise ValueError(f"the installed timm_mfd lacks {self.file}; install it again")
         else:
             assert self.repo is not None
             assert self.commit is not None
