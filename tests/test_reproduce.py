@@ -182,8 +182,8 @@ def test_what_is_finished_in_the_last_minute_is_a_result_and_what_failed_is_name
     (fast / "fast_train.py").write_text(STUBBORN)
     (done,) = results_of("resnet18/digits/softmax+mfd", 99.0, protocol="quick")
     monkeypatch.setattr(results, "collect", lambda _: done)
-    monkeypatch.setattr("reproduce._SAVING", 50.0)  # of 60 seconds
-    monkeypatch.setenv("SECONDS", "12")
+    monkeypatch.setattr("reproduce._SAVING", 55.0)  # of 60 seconds
+    monkeypatch.setenv("SECONDS", "7")
     with pytest.raises(SystemExit) as error:
         reproduce.run(seeds=1, parallel=2, time_limit=1, **DIGITS)
     assert error.value.code == 128 + signal.SIGALRM
@@ -196,7 +196,7 @@ def test_a_time_limit_that_comes_when_all_is_done_is_none(fast, monkeypatch):
     (fast / "fast_train.py").write_text(STUBBORN)
     (done,) = results_of("resnet18/digits/softmax+mfd", 99.0, protocol="quick")
     monkeypatch.setattr(results, "collect", lambda _: done)
-    monkeypatch.setattr("reproduce._SAVING", 59.0)
+    monkeypatch.setattr("reproduce._SAVING", 58.0)
     monkeypatch.setenv("SECONDS", "4")
     reproduce.run(seeds=1, rows=("resnet18/digits/softmax+mfd",), time_limit=1, **DIGITS)
     assert results.read_all(fast / "results") == [done]
