@@ -148,7 +148,7 @@ def rows_of(table: str, results: Iterable[Result]) -> list[Row]:
     rows = []
     for recipe in (r for r in RECIPES.values() if table in r.tables and r.mfd_weight):
         ours, without = accuracies.get(recipe.id, {}), accuracies.get(recipe.baseline, {})
-        if ours or (without and not recipe.variant):  # a baseline alone stands in the row of the usual MFD
+        if ours or (without and recipe.mfd_center == "channel"):  # a baseline alone asks for no other reading of Eq. 6
             spreads = spread(list(ours.values())), spread(list(without.values()))
             rows.append(Row(recipe, RECIPES[recipe.baseline], *spreads, paired_difference(ours, without)))
     return rows
