@@ -254,7 +254,9 @@ OPEN_CHOICES: Mapping[str, str] = MappingProxyType(
         "Center Loss": "lambda 0.003 and alpha 0.5, the values of its paper; centres start at 0",
         "Reported accuracy": "of the last epoch; the best one would be chosen on the test images",
         "SGD": "no Nesterov, weight decay on all parameters, incomplete last batch of an epoch left out",
-        "Initial weights": "timm's; a new 3x3 stem convolution is drawn as the other convolutions of its network",
+        "Initial weights": "timm's; a new 3x3 stem convolution is drawn as the other convolutions of its network, and "
+        "MobileNetV2's classifier as torchvision's (standard deviation 0.01): timm's is wide for few classes, and its "
+        "first loss is 5 in place of log(10)",
         "ResNeXt50": "32x4d",
         "Tables I and III": "mean |r| over the off-diagonal pairs, on 1,000 held-out images, evenly spaced",
         "FaceScrub": "the first 100 of its identities in alphabetical order; an image is for testing if its published "

@@ -6,6 +6,7 @@ from typing import Any
 import timm
 from timm.models import register_model
 from timm.models.efficientnet import EfficientNet
+from torch import nn
 
 from . import _pretrained
 from ._build import build
@@ -17,6 +18,10 @@ default_cfgs = _pretrained.default_cfgs("mobilenetv2_100_mfd", first_conv="conv_
 
 def _mobilenetv2(arch: str, stem: Stem, **kwargs: Any) -> EfficientNet:
     model = timm.create_model(arch, **kwargs)
+    if isinstance(model.classifier, nn.Linear):
+        # timm's initial weights grow as 1 / sqrt(num_classes): with 10 classes the first loss is 5 in place of log(10),
+        # and the first steps at the paper's lr of 0.1, without warm-up, blow up the stages. torchvision's do not.
+        nn.init.normal_(model.classifier.weight, std=0.01)
     if stem != "imagenet":
         model.conv_stem.stride = (1, 1)
         if stem == "cifar":
