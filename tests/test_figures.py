@@ -42,6 +42,14 @@ def test_curves_are_drawn_as_png_and_svg(tmp_path, per_stage):
     assert "<svg" in svg
 
 
+def test_a_logarithmic_axis_has_plain_numbers(tmp_path):
+    metrics = [line(epoch) | {"criterion_loss": 2 / epoch, "mfd_loss": 0.3 / epoch} for epoch in (1, 2, 3, 4)]
+    svg = training_curves(metrics, tmp_path / "curves.svg", "model on data").read_text()
+    written = re.findall(r"<!-- (.*?) -->", svg)
+    assert {"1", "0.1"} < set(written)
+    assert not [text for text in written if "$" in text or "e-" in text or "e\u2212" in text]
+
+
 def test_stages_carry_their_own_numbers(tmp_path):
     svg = training_curves([line(1)], tmp_path / "curves.svg", "one epoch", stages=(2, 5)).read_text()
     assert "<!-- stage 5 -->" in svg

@@ -39,6 +39,34 @@ def test_an_interruption_is_one_line(capsys):
     assert capsys.readouterr().err.strip().endswith(": interrupted")
 
 
+def test_sigterm_ends_in_one_line_and_leaves_no_half_written_file(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from timm_mfd.atomic import replacing\n"
+        "from timm_mfd.launch import one_line_errors\n"
+        "with one_line_errors(), replacing(Path(sys.argv[1]), shared=True) as partial:\n"
+        "    partial.write_text('half'); print('writing', flush=True); time.sleep(60)\n"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "pixels")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert running.stdout.readline() == "writing\n"
+    assert len(list(tmp_path.iterdir())) == 1
+    running.terminate()
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert said.strip().endswith(": SIGTERM: ended")
+    assert len(said.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_after_a_block_sigterm_is_what_it_was():
+    before = signal.getsignal(signal.SIGTERM)
+    with one_line_errors():
+        assert before is signal.SIG_DFL or signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_the_launchers_single_thread_is_undone_and_a_chosen_number_is_kept(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)

@@ -18,6 +18,7 @@ from processes import start_process, wait_for
 from test_report import WITH, WITHOUT, results_of
 
 from timm_mfd import recipes, report, results
+from timm_mfd.run_dir import BUSY
 
 # The trial on digits with a tiny network, a second a run; for this process and those that it starts.
 FAST = """
@@ -100,7 +101,7 @@ def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_d
     before = done.stat()
     shown = (fast / "reproduce.log").read_text()
     assert "4 runs: 0 done, 4 to do" in shown
-    assert "stopped with 3 runs to do; the same command goes on" in shown
+    assert re.search(r"stopped with 3 runs to do; 1\d of 48 epochs are trained, and the same command goes on", shown)
     assert "4 runs: 1 done, 3 to do" in shown
     assert "failed" not in shown
     reproduce.list_runs(**DIGITS)
@@ -148,8 +149,11 @@ def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(fast, capfd, mo
         patch.setattr("reproduce.time.monotonic", clock)
         reproduce.run(seeds=1, time_limit=2, **DIGITS)
     assert error.value.code == 128 + signal.SIGALRM
-    assert "stopped at the time limit with 2 runs to do; the same command goes on" in capfd.readouterr().err
     reached = len((cut / "metrics.jsonl").read_text().splitlines())
+    words = (
+        f"stopped at the time limit with 2 runs to do; {reached} of 24 epochs are trained, and the same command goes on"
+    )
+    assert words in capfd.readouterr().err
     assert 0 < reached < 12
     assert "stopped in epoch" in cut.with_name(f"{cut.name}.log").read_text()
     assert not processes_of(fast)
@@ -187,7 +191,9 @@ def test_what_is_finished_in_the_last_minute_is_a_result_and_what_failed_is_name
     with pytest.raises(SystemExit) as error:
         reproduce.run(seeds=1, parallel=2, time_limit=1, **DIGITS)
     assert error.value.code == 128 + signal.SIGALRM
-    words = "stopped at the time limit with 1 runs to do, 1 of which failed (resnet18/digits/softmax@quick seed 0); the"
+    words = (
+        "stopped at the time limit with 1 runs to do, 1 of which failed (resnet18/digits/softmax@quick seed 0); 0 of"
+    )
     assert words in capfd.readouterr().err
     assert results.read_all(fast / "results") == [done]
 
@@ -213,12 +219,23 @@ def test_runs_that_fail_or_were_trained_otherwise_are_named_and_the_others_go_on
     subprocess.run([sys.executable, str(fast / "fast_train.py"), *words], check=True, capture_output=True)
     with pytest.raises(SystemExit) as error:
         reproduce.run(seeds=1, **DIGITS)
-    assert ": 2 of 2 runs failed: resnet18/digits/softmax@quick seed 0, resnet18/digits/softmax+mfd" in error.value.code
+    words = ": 2 of 2 runs have no result: resnet18/digits/softmax@quick seed 0, resnet18/digits/softmax+mfd"
+    assert words in error.value.code
     first, second = (line for line in capfd.readouterr().err.splitlines() if " failed: " in line)
     assert re.search(r"softmax@quick seed 0 failed: fast_train.py: error: --output-dir .*; nothing was changed", first)
     assert re.search(r"softmax\+mfd@quick seed 0 failed: .* was not trained as its recipe says: --epochs 1 ", second)
     assert [path.name for path in blocked.iterdir()] == ["notes.txt"]
     assert not (fast / "results").exists()
+
+
+def test_a_run_that_another_process_trains_is_left_to_it_and_has_not_failed(fast, capfd):
+    (fast / "fast_train.py").write_text(f"import sys\nsys.exit('train.py: error: runs: {BUSY}; nothing was changed')\n")
+    with pytest.raises(SystemExit) as error:
+        reproduce.run(seeds=1, rows=("resnet18/digits/softmax+mfd",), **DIGITS)
+    assert error.value.code.endswith("1 of 1 runs have no result: resnet18/digits/softmax+mfd@quick seed 0")
+    shown = capfd.readouterr().err
+    assert "softmax+mfd@quick seed 0: left to the other process that trains it" in shown
+    assert "failed" not in shown
 
 
 def test_missing_data_are_found_before_anything_runs(tmp_path, monkeypatch):

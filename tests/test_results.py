@@ -20,7 +20,8 @@ def run(tmp_path):
     args["environment"] = {"git_commit": "abc", "git_modified": False, "device": "gpu"}
     (folder / "args.json").write_text(json.dumps(args))
     lines = [
-        {"epoch": e, "top1": 10.0 * e, "top5": 20.0 * e, "loss": 3.123456789 / e, "criterion_loss": 2.0 / e,
+        {"epoch": e, "top1": 100 * (352 + e) / 360, "top5": 20.0 * e, "loss": 3.123456789 / e,
+         "criterion_loss": 2.0 / e,
          "mfd_loss": 1.0, "lr": 0.1, "seconds": 100.25, "images_per_second": 500.0, "mfd_per_stage": [0.5, 0.5]}
         for e in (1, 2, 3)
     ]  # fmt: skip
@@ -38,7 +39,7 @@ def test_a_result_holds_what_the_run_left_and_no_path_of_the_machine(run, tmp_pa
     result = results.collect(run)
     assert (result.recipe, result.protocol, result.seed) == ("resnet50/cifar100/softmax+mfd", "paper", 2)
     assert (result.top1, result.top5, result.images, result.split) == (100 * 355 / 360, 60.0, 10000, "test")
-    assert result.curve["top1"] == [10.0, 20.0, 30.0]
+    assert result.curve["top1"] == [98.0556, 98.3333, 98.6111]
     assert result.curve["loss"] == [3.12346, 1.56173, 1.04115]
     assert result.correlation_before == [0.12346, 0.2]
     assert (result.wall_seconds, result.images_per_second) == (300.8, 500.0)  # 3 x 100.25, rounded to even
@@ -111,6 +112,13 @@ def test_all_results_are_read_in_the_order_of_the_tables(tmp_path):
         ),
         (lambda path: edit(path, top1=None), "is not a result: top1 is None"),
         (lambda path: edit(path, top1=math.nan), "is not a result: top1 is nan"),
+        (lambda path: edit(path, top1=930.5), "is not a result: top1 has 930.5, not a number from 0 to 100"),
+        (lambda path: edit(path, top1=41.0), "is not a result: top1 is 41.0, but its curve ends at 0.0"),
+        (lambda path: edit(path, wall_seconds=-5), "is not a result: wall_seconds has -5, not a number from 0 to inf"),
+        (lambda path: edit(path, correlation_after=[None, 0, 0, 0, 0]), "is not a result: correlation_after has None"),
+        (lambda path: edit(path, correlation_after=[1.5, 0, 0, 0, 0]), "is not a result: correlation_after has 1.5"),
+        (lambda path: edit(path, correlation_before=[math.nan]), "is not a result: correlation_before has nan"),
+        (lambda path: edit(path, curve={"top1": ["0"]}), "is not a result: curve has '0'"),
         (lambda path: edit(path, seed="0"), "is not a result: seed is '0'"),
         (lambda path: edit(path, environment={}), "is not a result: environment lacks git_commit"),
         (lambda path: edit(path, curve={}), "is not a result: curve lacks top1"),

@@ -1,7 +1,9 @@
 """The rows of Tiny ImageNet: all of them, in order, with arguments that the training script takes, within the time."""
 
+import re
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import reproduce
@@ -16,6 +18,7 @@ def asked(monkeypatch, tmp_path):
     """What is handed on to be done, on a machine that seems to have a GPU."""
     calls = []
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(tiny_imagenet, "load_dataset", lambda *_: None)
     monkeypatch.setattr(reproduce, "do_missing", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(reproduce, "report", lambda folder: calls.append(folder))
     args = tiny_imagenet.Args(tmp_path / "my data", 100, parallel=6, output_dir=tmp_path / "out")
@@ -58,7 +61,6 @@ def test_what_stops_the_runs_stops_all_before_the_report(asked, monkeypatch):
     ("change", "message"),
     [
         ({"minutes": 0.5}, "the time limit must be more than 1 minute, not 0.5"),
-        ({"parallel": 0}, "--parallel must be at least 1, not 0"),
         ({}, "tiny_imagenet: .* lacks wnids.txt"),
     ],
 )
@@ -71,7 +73,25 @@ def test_mistakes_end_in_one_line(tmp_path, monkeypatch, change, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_machine_without_a_gpu_is_told_so(tmp_path, monkeypatch):
+def test_no_run_at_a_time_is_a_mistake(asked, monkeypatch):
+    args, _ = asked
+    monkeypatch.undo()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(tiny_imagenet, "load_dataset", lambda *_: None)
+    with pytest.raises(SystemExit, match="--parallel must be at least 1, not 0"):
+        tiny_imagenet.main(replace(args, parallel=0))
+
+
+def test_without_a_gpu_the_command_for_a_cpu_is_named(asked, monkeypatch):
+    args, calls = asked
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit, match="there is no GPU that torch can use; on a CPU: reproduce.py run"):
+    command = f"reproduce.py run --rows mobilenetv2/tiny_imagenet --data-dir {args.data_dir} --time-limit 100"
+    with pytest.raises(SystemExit, match=re.escape(f"there is no GPU that torch can use; on a CPU: {command}")):
+        tiny_imagenet.main(args)
+    assert not calls
+
+
+def test_missing_data_are_found_before_a_missing_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="tiny_imagenet: .* lacks wnids.txt"):
         tiny_imagenet.main(tiny_imagenet.Args(tmp_path, 10))

@@ -136,8 +136,8 @@ def verdicts(
         )
     elif top1 <= chance:
         found.append(
-            f"the model learned nothing that helps: it is right for {top1:.2f} % of the held-out images, always "
-            f"answering {class_names[usual]!r} for {chance:.2f} %"
+            f"the model learned nothing that helps: it is right for {top1:.2f} % of the held-out images, and one that "
+            f"always answered {class_names[usual]!r} would be for {chance:.2f} %"
         )
     if losses and losses[-1] > 1.5 * min(losses):
         best = min(range(len(losses)), key=losses.__getitem__)

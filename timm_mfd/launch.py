@@ -6,10 +6,12 @@ import os
 import platform
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +27,8 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # looked up here
 def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turn mistakes of the user into one line on standard error and exit code 1, without a traceback.
 
-    Interruptions end in one line, too, with 128 and the number of the signal.
+    Interruptions, SIGTERM among them, end in one line, too, with 128 and the number of the signal, and what was being
+    written is removed.
 
     Args:
         *kinds: Exceptions that mean a mistake of the user here; all others pass.
@@ -36,7 +39,8 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     """
     script = Path(sys.argv[0]).name
     try:
-        yield
+        with _sigterm_unwinds():
+            yield
     except _ToldElsewhere:
         sys.exit(1)
     except Stopped as stopped:
@@ -59,6 +63,26 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\n{script}: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(128 + signal.SIGINT)
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Let SIGTERM raise as Ctrl-C does, so that half-written files are removed; `StopSignals` takes over from it."""
+    # Only the first process writes files; the others may be waiting for it where nothing can be raised.
+    writes = os.environ.get("RANK", "0") == "0"
+    may_set = threading.current_thread() is threading.main_thread()
+    if not writes or not may_set or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise Stopped("SIGTERM: ended", number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _ToldElsewhere(Exception):

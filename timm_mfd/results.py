@@ -181,6 +181,18 @@ def _check(result: Result) -> None:
             raise ValueError(f"{name} lacks {missing[0]}")
     if not result.curve["top1"] or len(result.correlation_after) != len(result.stages):
         raise ValueError("its curve or its correlations are incomplete")
+    ranges: dict[str, tuple[list[Any], float, float]] = {
+        "top1": ([result.top1], 0, 100), "top5": ([result.top5], 0, 100), "images": ([result.images], 1, math.inf),
+        "wall_seconds": ([result.wall_seconds], 0, math.inf), "curve": (result.curve["top1"], 0, 100),
+        "images_per_second": ([result.images_per_second], 0, math.inf), "seed": ([result.seed], 0, math.inf),
+        "correlation_before": (result.correlation_before, 0, 1), "correlation_after": (result.correlation_after, 0, 1),
+    }  # fmt: skip
+    for name, (numbers, low, high) in ranges.items():
+        # Mean |r| may be above 1 by its rounding; a comparison with NaN is false, and so is it refused.
+        if bad := [n for n in numbers if not isinstance(n, int | float) or not low <= n <= high + 1e-4]:
+            raise ValueError(f"{name} has {bad[0]!r}, not a number from {low} to {high}")
+    if not math.isclose(result.curve["top1"][-1], result.top1, rel_tol=1e-5, abs_tol=1e-5):
+        raise ValueError(f"top1 is {result.top1}, but its curve ends at {result.curve['top1'][-1]}")
 
 
 def read_all(folder: Path) -> list[Result]:

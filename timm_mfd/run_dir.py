@@ -18,6 +18,7 @@ from .atomic import flush, flush_folder, replacing
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 _BEFORE_A_CHECKPOINT = ("metrics.jsonl", "nonfinite.json")  # what a run may write before its first one
+BUSY = "another process writes into this run"
 _held: list[int] = []  # descriptors of lock files, open until the process ends
 _PACKAGES = ("timm_mfd", "torch", "timm", "torchvision", "accelerate", "safetensors", "numpy", "pillow")
 
@@ -112,7 +113,7 @@ def hold(path: Path, patience: float = 20.0) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 os.close(lock)
-                raise FileExistsError(f"{path}: another process writes into this run; nothing was changed") from None
+                raise FileExistsError(f"{path}: {BUSY}; nothing was changed") from None
             time.sleep(0.1)
         except OSError:  # a file system without locks
             os.close(lock)

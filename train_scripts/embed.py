@@ -1,5 +1,7 @@
 """Put the weights of a finished run of a recipe into the package, so that `pretrained=True` needs no network.
 
+It ends with a row that makes them known: paste it into `_AVAILABLE` in timm_mfd/models/_pretrained.py.
+
 python train_scripts/embed.py --run-dir runs/reproduce/paper/mobilenetv2-tiny_imagenet-softmax+mfd-seed0 --data-dir DIR
 
 Weights of layers become float16; what batch norm holds stays float32. What the package then holds is measured on the
@@ -8,6 +10,7 @@ held-out images, and that is the accuracy on its card and in results/ARCH.TAG.js
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +43,7 @@ class Args:
     run_dir: Path
     """The folder of a finished run of a recipe with softmax and MFD of weight 1, under the protocol paper."""
     data_dir: str | None = None
-    """Where its data set lies, as for train.py."""
+    """The folder of its data set, or the folder above it."""
     replace: bool = False
     """Replace weights of the same name that are in the package."""
     results: Path = ROOT / "results"
@@ -103,7 +106,9 @@ def main(args: Args) -> None:
             shutil.copyfile(new / WEIGHTS, partial)
     print(f"{weights}: {size:,} bytes\n{card}\n{accuracy}\n")
     print(f"top-1 {measured['top1']:.2f} % of {measured['count']:,} images; {result.top1:.2f} % before the rounding")
-    print("for timm_mfd/models/_pretrained.py:\n")
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print("paste this row into _AVAILABLE in timm_mfd/models/_pretrained.py; then pretrained=True loads them:\n")
     print(table_row(name, config, {"file": f"weights/{name}.safetensors", "sha256": measured["sha256"]}))
 
 

@@ -68,7 +68,7 @@ def main(args: Args) -> None:
     print(f"tagged {published.tag}; read back from the Hub, it answers bit for bit as the folder\n")
     config = check_config(folder)
     if name := tag_name(args.repo_id, config):
-        print("for timm_mfd/models/_pretrained.py:\n")
+        print("paste this row into _AVAILABLE in timm_mfd/models/_pretrained.py; then pretrained=True loads them:\n")
         where = {"repo": published.repo_id, "commit": published.commit, "sha256": published.sha256}
         print(table_row(name, config, where))
 
@@ -151,7 +151,7 @@ def compare(recipe_name: str | None, folder: Path) -> dict[str, str] | None:
                     "ours": str(row.ours),
                     "baseline": str(row.ours_baseline),
                     "difference": str(row.difference or "no pairs"),
-                    "paper": f"{paper[0]} (protocol here: {protocol})",
+                    "paper": "" if row.recipe.accuracy is None else f"{paper[0]} (protocol here: {protocol})",
                     "paper_baseline": paper[1],
                     "paper_difference": "" if difference is None else f"{difference:+.2f}",
                 }

@@ -32,7 +32,7 @@ from timm_mfd.launch import one_line_errors
 from timm_mfd.recipes import Recipe
 from timm_mfd.report import accuracy_tables, markdown, rows_of, short, spread, to_csv
 from timm_mfd.results import Result
-from timm_mfd.run_dir import write_text
+from timm_mfd.run_dir import BUSY, write_text
 from timm_mfd.scheduler import Job, run_jobs
 
 TRAIN = Path(__file__).with_name("train.py")
@@ -150,7 +150,9 @@ def run(
     runs_dir: Path = Path("runs/reproduce"),
     results_dir: Path = Path("results"),
 ) -> None:
-    """Train what has no result yet; go on where a run was cut off.
+    """Train what has no result yet; go on where a run was cut off. `list` shows how far the runs are.
+
+    Exit code 142: the time is over and there is work left.
 
     Args:
         table: 2, 4, 5, 6, or, beside the paper's, eq6, proxy or digits. Default: all tables of the paper.
@@ -198,7 +200,7 @@ def do_missing(
     cache_dir: Path | None,
     deadline: float | None,
 ) -> None:
-    """Do what has no result yet, in this order; exit with 1 and their names if runs failed.
+    """Do what has no result yet, in this order; exit with 1 and their names if runs failed or others train them.
 
     Args:
         runs: What is wanted.
@@ -219,7 +221,7 @@ def do_missing(
     decode(sorted({run.recipe.dataset for run in missing}), data_dir, workers, cache_dir, parallel)
     cached = ["--cache-dir", str(cache_dir)] if cache_dir else []
     if failed := train(missing, parallel, [*options, *cached], data_dir, deadline):
-        sys.exit(f"{Path(sys.argv[0]).name}: {len(failed)} of {len(missing)} runs failed: {', '.join(failed)}")
+        sys.exit(f"{Path(sys.argv[0]).name}: {len(failed)} of {len(missing)} runs have no result: {', '.join(failed)}")
     if missing:
         print(f"results are in {missing[0].results_dir}; reproduce.py report makes tables and pictures of them")
 
@@ -247,7 +249,7 @@ def train(
         deadline: By when to be done, in seconds of the monotonic clock.
 
     Returns:
-        Names of the runs that failed.
+        Names of the runs that failed or that another process trains.
 
     Raises:
         Stopped: If a signal or the deadline came; every run can go on then.
@@ -255,7 +257,7 @@ def train(
     by_name = {run.name: run for run in runs}
     data = {run.name: [] if run.recipe.dataset == "digits" else ["--data-dir", str(data_dir)] for run in runs}
     jobs = [run.job([*options, *data[run.name]]) for run in runs]
-    failed = []
+    failed, busy = [], []
     with StopSignals() as stop, tqdm(total=sum(run.epochs for run in runs), unit="epoch", disable=None) as bar:
 
         def show_progress() -> None:
@@ -269,9 +271,11 @@ def train(
 
         def stopped() -> Stopped:
             left = sum(not run.result.exists() for run in runs)
+            epochs = f"{sum(run.epochs_done() for run in runs)} of {bar.total} epochs are trained"
             when = " at the time limit" if stop.received == signal.SIGALRM else ""
             bad = f", {len(failed)} of which failed ({', '.join(failed)})" if failed else ""
-            return Stopped(f"stopped{when} with {left} runs to do{bad}; the same command goes on", stop.received)
+            message = f"stopped{when} with {left} runs to do{bad}; {epochs}, and the same command goes on"
+            return Stopped(message, stop.received)
 
         def started(job: Job) -> None:
             tqdm.write(f"{job.name}: running, see {job.log}")
@@ -281,6 +285,10 @@ def train(
         for job, code, words in run_jobs(jobs, parallel, stop, show_progress, started):
             run = by_name[job.name]
             try:
+                if BUSY in words:
+                    busy.append(job.name)
+                    tqdm.write(f"{run.name}: left to the other process that trains it", file=sys.stderr)
+                    continue
                 if code != 0:
                     raise ValueError(f"{words} ({job.log})")
                 result = results.collect(run.folder)
@@ -295,7 +303,7 @@ def train(
                     tqdm.write(f"{run.name} failed: {error}", file=sys.stderr)
         if stop.received and not all(run.result.exists() for run in runs):
             raise stopped()
-    return failed
+    return failed + busy
 
 
 def report(

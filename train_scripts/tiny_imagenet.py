@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from timm_mfd import recipes
-from timm_mfd.data import ImageDecodeError
+from timm_mfd.data import ImageDecodeError, load_dataset
 from timm_mfd.launch import one_line_errors
 from timm_mfd.recipes import Recipe
 
@@ -32,7 +32,7 @@ class Args:
     data_dir: Path
     """The folder that holds tiny-imagenet-200/, as its archive unpacks."""
     minutes: float
-    """End after so many minutes; a minute before, the runs save themselves and stop."""
+    """End after so many minutes, more than 1; a minute before, the runs save themselves and stop."""
     parallel: int = 4
     """Runs that share the GPU; as many as fit into its memory."""
     output_dir: Path = Path("runs/tiny_imagenet")
@@ -45,8 +45,10 @@ def main(args: Args) -> None:
     """Do what is missing, then report."""
     deadline = reproduce.deadline_in(args.minutes)
     with one_line_errors(ValueError, OSError, ImageDecodeError):
+        load_dataset("tiny_imagenet", args.data_dir)  # missing data are found before a GPU is paid for
         if not torch.cuda.is_available():
-            raise ValueError("there is no GPU that torch can use; on a CPU: reproduce.py run --rows ROW")
+            on_a_cpu = f"--rows {_FIRST[0]} --data-dir {args.data_dir} --time-limit {args.minutes:g}"
+            raise ValueError(f"there is no GPU that torch can use; on a CPU: reproduce.py run {on_a_cpu}")
         places = args.output_dir / "runs", args.output_dir / "results"
         runs = [reproduce.Run(recipe, "paper", seed, *places) for recipe, seed in in_order()]
         options = ["--mixed-precision", "bf16", "--compile", "--workers", str(args.workers)]

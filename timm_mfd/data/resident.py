@@ -120,6 +120,8 @@ def _decode(images: FileImages, workers: int, title: str, quiet: bool) -> Tensor
     pixels = torch.empty(len(images), *images.size, 3, dtype=torch.uint8)
     batches = decoded_batches(images, workers, batch_size=256)
     done = 0
+    if not quiet and not sys.stderr.isatty():  # where no bar is shown
+        print(f"decoding {title}: {len(images):,} images, once", file=sys.stderr, flush=True)  # noqa: T201
     with tqdm(total=len(images), desc=f"decoding {title}", unit="img", disable=True if quiet else None) as bar:
         for batch in batches:
             pixels[done : done + len(batch)] = batch

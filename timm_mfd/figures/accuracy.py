@@ -69,7 +69,8 @@ def ours_against_paper(rows: "Sequence[Row]", path: str | Path, title: str) -> P
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     names = [row.baseline.id.replace("/", ", ") + row.recipe.variant for row in rows]
     accuracy.set(xlabel="top-1, %", yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
-    difference.set(xlabel="gain by MFD, points (95 % interval)")
+    any_interval = any(row.difference is not None and row.difference.low is not None for row in rows)
+    difference.set(xlabel="gain by MFD, points" + " (95 % interval)" * any_interval)
     for line in range(1, len(rows)):
         accuracy.axhline(line - 0.5, color="0.9", lw=0.8)
         difference.axhline(line - 0.5, color="0.9", lw=0.8)

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
 
 # Okabe and Ito's colours: told apart by colour-blind people and in grey print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -22,6 +23,13 @@ def ink_on(colour: str) -> str:
 def legend_label(name: str) -> str:
     """Return a name that a legend shows: matplotlib leaves out those that begin with an underscore."""
     return f" {name}" if name.startswith("_") else name
+
+
+class _LogNumbers(LogFormatter):
+    """Labels of a logarithmic axis as plain numbers, where matplotlib would have formulas."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
@@ -41,6 +49,9 @@ def plain(axes: Iterable[Axes], grid: str = "both") -> None:
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure; the ending chooses the format (png, svg, pdf)."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
+        axis.set_major_formatter(_LogNumbers())
+        axis.set_minor_formatter(_LogNumbers(minor_thresholds=(2, 0.5)))
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # names of models and images are no formulas
     with warnings.catch_warnings():

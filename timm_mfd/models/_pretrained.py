@@ -71,9 +71,7 @@ def _planned(arch: str, dataset: str, stem: str, num_classes: int, side: int) ->
     )
 
 
-# A published tag replaces its line by what `train_scripts/publish.py --push` prints; the first published one of an
-# architecture is its default.
-PRETRAINED: dict[str, Pretrained] = {
+_PLANNED = {
     f"{arch}.{dataset}": _planned(arch, dataset, "imagenet" if arch == "mobilenetv2_100_mfd" else stem, classes, side)
     for arch in ("resnet50_mfd", "resnext50_32x4d_mfd", "densenet121_mfd", "mobilenetv2_100_mfd")
     for dataset, stem, classes, side in (
@@ -83,6 +81,10 @@ PRETRAINED: dict[str, Pretrained] = {
         ("facescrub", "small", 100, 64),
     )
 }
+# Weights that are there, each as the row that `train_scripts/publish.py --push` or `train_scripts/embed.py` prints. The
+# first of an architecture, in the order of the plan, is its default.
+_AVAILABLE: dict[str, Pretrained] = {}
+PRETRAINED = _PLANNED | _AVAILABLE
 
 
 def default_tag(arch: str) -> str:
