@@ -24,8 +24,9 @@ def source_of(name: str) -> str:
     if (path / "args.json").is_file():
         raise ValueError(f"{name} is a run without a model yet; it is written when the run ends")
     if "/" in name and ":" not in name:
-        close = get_close_matches(name, map(str, path.parent.glob("*")), n=1) if path.parent.is_dir() else []
-        hint = f"did you mean {close[0]}?" if close else "for a model of the Hub write hf-hub:ORG/NAME"
+        beside = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
+        close = get_close_matches(path.name, beside, n=1)  # by the last name alone: the folders above are the same
+        hint = f"did you mean {path.with_name(close[0])}?" if close else "for a model of the Hub write hf-hub:ORG/NAME"
         raise ValueError(f"there is no run or saved model {name!r}; {hint}")
     return name
 
