@@ -106,7 +106,7 @@ NAMES = ("ant", "bee", "cat")
     [
         ([1.0, 0.5], [5, 5, 0], 70.0, []),
         ([1.0, 0.5], [0, 10, 0], 40.0, ["the model is constant: it answers 'bee' for every one of the 10"]),
-        ([1.0, 0.9], [5, 5, 0], 60.0, ["learned nothing that helps: it is right for 60.00 % .* 'ant' would be for 60.00 %"]),
+        ([1.0, 0.9], [5, 5, 0], 60.0, ["learned nothing that helps: .* for 60.00 % .* 'ant' would be for 60.00 %"]),
         ([1.0, 0.5, 0.9], [5, 5, 0], 70.0, ["diverged: .* was 0.5 in epoch 2 and 0.9 in the last one"]),
         ([1.0, 0.5, 0.7], [5, 5, 0], 70.0, []),
         ([1.0, 9.0], [10, 0, 0], 60.0, ["constant", "diverged"]),
