@@ -263,3 +263,11 @@ def test_a_folder_that_holds_something_is_kept(models, tmp_path):
         analyze.main(analyze.Args(model=models[0], dataset="digits", output_dir=tmp_path / "out"))
     assert "is there already; choose a new folder" in str(stopped.value)
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+
+
+def test_pictures_call_models_by_what_tells_them_apart():
+    assert analyze.short_names(["runs/quick/without", "runs/quick/mfd"]) == ["without", "mfd"]
+    assert analyze.short_names(["/a/x/model", "/a/y/model"]) == ["x/model", "y/model"]
+    assert analyze.short_names(["runs/x", "hf-hub:org/x"]) == ["runs/x", "hf-hub:org/x"]
+    assert analyze.short_names(["/far/away/run"]) == ["run"]
+    assert analyze.short_names(["runs/a", "runs/a/old"]) == ["a", "a/old"]

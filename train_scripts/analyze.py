@@ -12,7 +12,8 @@ accelerate launch train_scripts/analyze.py ...   (several processes share the im
 """
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -285,14 +286,30 @@ def write(
     caption = shown.name if args.image else f"one image of {shown.name}"
     pictures: dict[str, Path] = {}
     names = [shown.class_names[label] for label in labels.tolist()]
+    called = dict(zip(opened, short_names(list(opened)), strict=True))
+    drawn, seen, learned = ({called[name]: of[name] for name in of} for of in (measured, maps, curves))
     facts = {name: fact for name in opened if (fact := accuracy_of(Path(name)))}
     with new_folder(args.output_dir) as new:
         (new / "redundancy.json").write_text(json.dumps(found, indent=2) + "\n")
         for ending in ("png", "svg"):  # the page takes the last
-            pictures = analysis_pictures(new, ending, where, measured, maps, images[0], caption, curves)
+            pictures = analysis_pictures(new, ending, where, drawn, seen, images[0], caption, learned)
         page = new / "report.html"
         write_page(page, measured, maps, images, names, data=where, pictures=pictures, facts=facts, notes=notes)
     print(f"{' and '.join(measured)}: report.html, redundancy.json and pictures are in {args.output_dir}")
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return what pictures call the models: a path without the folders that all share.
+
+    Example:
+        >>> short_names(["runs/quick/without", "runs/quick/mfd"])
+        ['without', 'mfd']
+    """
+    if any("/" not in name or ":" in name for name in names):
+        return list(names)
+    paths = [Path(name).absolute() for name in names]
+    shared = Path(os.path.commonpath([path.parent for path in paths]))
+    return [str(path.relative_to(shared)) for path in paths]
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Correlations of channels: matrices, distributions, and one number per stage."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def correlation_by_stage(
     plain([axes], "y")
     axes.set_axisbelow(True)
     if len(values) > 1:
-        figure.legend(loc="outside lower center", ncols=len(values), frameon=False, fontsize=9)
+        columns = len(values) if sum(map(len, values)) < 70 else 1
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return save(figure, path)
 
 
@@ -126,7 +128,7 @@ def correlation_heat_maps(models: Mapping[str, Sequence[StageRedundancy]], path:
                 f"stage {stage.stage}: mean |r| {stage.mean_abs_r:.3f}\n{stage.channels} channels{dead}", fontsize=9
             )
             axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name, fontsize=10)
+        row[0].set_ylabel("\n".join(textwrap.wrap(name, 34)), fontsize=10)
     figure.colorbar(rows[0][0].images[0], ax=rows, label="|r|", shrink=0.8, aspect=30)
     return save(figure, path)
 
