@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
+
+
+# A shell starts jobs in the background with Ctrl-C ignored, and so would all processes be that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
