@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
-
 # A shell starts jobs in the background with Ctrl-C ignored, and so would all processes be that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
