@@ -143,6 +143,18 @@ def test_the_state_is_written_as_often_as_asked(monkeypatch):
     assert written == [(0, step) for step in range(1, 12)]
 
 
+def test_a_log_is_told_how_far_a_long_epoch_is(monkeypatch, capsys):
+    run("short", epochs=1)
+    assert "step" not in capsys.readouterr().err
+    monkeypatch.setattr(training, "SECONDS_PER_LINE", 0)
+    run("long", epochs=2)
+    steps = re.findall(r"^epoch (\d), step (\d+) of 11, loss ([\d.]+) = ([\d.]+) \+ MFD ([\d.]+)$",
+                       capsys.readouterr().err, re.MULTILINE)  # fmt: skip
+    assert [(int(epoch), int(step)) for epoch, step, *_ in steps] == [(e, s) for e in (1, 2) for s in range(1, 12)]
+    for *_, loss, criterion, mfd in steps:
+        assert float(loss) == pytest.approx(float(criterion) + float(mfd), abs=2e-3)
+
+
 def test_auto_begins_a_run_then_goes_on_with_it_and_knows_when_it_is_finished(monkeypatch, capsys):
     with monkeypatch.context() as patch:
         at_step(patch, 5, send(signal.SIGTERM))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SKIPS_IN_A_ROW = 10  # batches that `nan="skip"` leaves out before it gives up
+SECONDS_PER_LINE = 60  # of a log: without a terminal there is no bar to show that a long epoch moves
 
 
 class Training:
@@ -135,11 +136,14 @@ class Training:
             self.step += 1
             self._seconds = seconds_before + time.monotonic() - started
             bar.update(self.loader.batch_size)
-            if not bar.disable and time.monotonic() - shown > 0.5:
+            if main_process and time.monotonic() - shown > (SECONDS_PER_LINE if bar.disable else 0.5):
                 shown = time.monotonic()
                 loss, criterion, mfd = parts[1:4].tolist()
-                text = f"epoch {self.epoch + 1}, loss {loss:.3f} = {criterion:.3f} + MFD {mfd:.4f}"
-                bar.set_postfix_str(text, refresh=False)
+                losses = f"loss {loss:.3f} = {criterion:.3f} + MFD {mfd:.4f}"
+                if bar.disable:
+                    self._say(f"epoch {self.epoch + 1}, step {self.step:,} of {len(self.loader):,}, {losses}")
+                else:
+                    bar.set_postfix_str(f"epoch {self.epoch + 1}, {losses}", refresh=False)
 
             bad_step = self._guard.bad_step()
             is_due = main_process and time.monotonic() - self._saved_at >= 60 * args.checkpoint_minutes
