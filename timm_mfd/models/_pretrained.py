@@ -104,8 +104,8 @@ def unpublished(name: str, entry: Pretrained | None) -> str:
     """Say that there are no weights, and how to train them."""
     flags = f"--recipe {entry.recipe} --data-dir DIR" if entry and entry.recipe else f"--model {name}"
     return (
-        f"{name!r} has no published weights yet; leave out pretrained=True, or train it: "
-        f"accelerate launch train_scripts/train.py {flags}"
+        f"{name!r} has no published weights yet; train it: accelerate launch train_scripts/train.py {flags}; "
+        "its weights are then in runs/NAME/model"
     )
 
 
