@@ -40,7 +40,7 @@ def ours_against_paper(rows: "Sequence[Row]", path: str | Path, title: str) -> P
     if not rows:
         raise ValueError("no rows to draw")
     with_paper = any(row.recipe.accuracy is not None for row in rows)
-    figure = new_figure(10.5, 1.7 + (0.6 if with_paper else 0.4) * len(rows), title)
+    figure = new_figure(10.5, 1.9 + (0.6 if with_paper else 0.4) * len(rows), title)
     accuracy, difference = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     shift = 0.2 if with_paper else 0.0  # ours above the middle of the row, the paper's below
     for y, row in enumerate(rows):
@@ -59,7 +59,7 @@ def ours_against_paper(rows: "Sequence[Row]", path: str | Path, title: str) -> P
     signs = {row.difference.sign for row in rows if row.difference is not None}
     styles: list[tuple[dict[str, Any], str]] = [
         ({**_OURS, "mfc": "white"}, "ours, without MFD"),
-        (_OURS, "ours, with MFD (bars: std); gain that may be chance"),
+        (_OURS, "ours, with MFD"),
     ]
     styles += [({**_OURS, "color": _GAIN}, "significant gain")] * (1 in signs)
     styles += [({**_OURS, "color": _LOSS}, "significant loss")] * (-1 in signs)
@@ -68,9 +68,12 @@ def ours_against_paper(rows: "Sequence[Row]", path: str | Path, title: str) -> P
     handles = [Line2D([], [], ls="", ms=6, label=label, **style) for style, label in styles]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     names = [row.baseline.id.replace("/", ", ") + row.recipe.variant for row in rows]
-    accuracy.set(xlabel="top-1, %", yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
+    any_std = any(spread and spread.std is not None for row in rows for spread in (row.ours_baseline, row.ours))
+    accuracy.set(xlabel="top-1, %" + " (bars: standard deviation)" * any_std)
+    accuracy.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
     any_interval = any(row.difference is not None and row.difference.low is not None for row in rows)
-    difference.set(xlabel="gain by MFD, points" + " (95 % interval)" * any_interval)
+    meaning = "gain by MFD, points" + " (95 % interval)" * any_interval
+    difference.set(xlabel=meaning + "\nin black: may be chance" * (0 in signs))
     for line in range(1, len(rows)):
         accuracy.axhline(line - 0.5, color="0.9", lw=0.8)
         difference.axhline(line - 0.5, color="0.9", lw=0.8)
