@@ -238,6 +238,15 @@ def test_a_run_that_another_process_trains_is_left_to_it_and_has_not_failed(fast
     assert "failed" not in shown
 
 
+def test_a_run_that_another_process_tried_to_begin_meanwhile_keeps_its_result(fast, capfd):
+    """Both write into the same log."""
+    script = fast / "fast_train.py"
+    script.write_text(f"print('train.py: error: runs: {BUSY}; nothing was changed', flush=True)\n{script.read_text()}")
+    reproduce.run(seeds=1, rows=("resnet18/digits/softmax+mfd",), **DIGITS)
+    assert len(results.read_all(fast / "results")) == 1
+    assert "left to the other" not in capfd.readouterr().err
+
+
 def test_missing_data_are_found_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()

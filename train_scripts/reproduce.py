@@ -285,7 +285,7 @@ def train(
         for job, code, words in run_jobs(jobs, parallel, stop, show_progress, started):
             run = by_name[job.name]
             try:
-                if BUSY in words:
+                if code == 1 and BUSY in words:  # the log of a run that went well may hold another's such words
                     busy.append(job.name)
                     tqdm.write(f"{run.name}: left to the other process that trains it", file=sys.stderr)
                     continue
