@@ -79,6 +79,20 @@ def test_ours_and_the_papers_are_drawn_with_a_colour_only_where_significant(tmp_
     assert image[..., :3].std() > 0.01
 
 
+def test_axes_speak_of_spread_and_of_chance_only_where_they_are_drawn(tmp_path):
+    one_pair = [*results_of("resnet50/cifar100/softmax", 70.0), *results_of("resnet50/cifar100/softmax+mfd", 71.0)]
+    several, one, none = (
+        ours_against_paper(rows_of("4", results), tmp_path / "a.svg", "Table IV").read_text()
+        for results in ([*WITHOUT, *WITH], one_pair, WITHOUT[:1])
+    )
+    for words, drawn_in in (
+        ("bars: standard deviation", [several]),
+        ("95 % interval", [several]),
+        ("in black: may be chance", [one]),
+    ):
+        assert [svg for svg in (several, one, none) if words in svg] == drawn_in, words
+
+
 def test_table_2_is_a_curve_over_lg_lambda(tmp_path):
     results = [*WITHOUT, *WITH, *results_of("resnet50/cifar100/softmax+mfd100", 70.0)]
     svg = accuracy_against_weight(rows_of("2", results), tmp_path / "a.svg", "ResNet50 on CIFAR-100").read_text()
