@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from timm_mfd.data import ArrayImages, EvalLoader, ImageData, TrainLoader, load_dataset
 
@@ -98,3 +101,34 @@ def test_a_limit_takes_images_spread_over_the_split():
 def test_wrong_batch_sizes_are_named(batch_size, processes, message):
     with pytest.raises(ValueError, match=message):
         TrainLoader(numbered(), batch_size, seed=0, device=CPU, processes=processes)
+
+
+class DevicesOfOperations(TorchDispatchMode):
+    """Notes, for each operation, on which kinds of device its operands and results are."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+        self.seen.append((str(func), {tensor.device.type for tensor in tensors}))
+        return out
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_no_step_on_a_gpu_waits_for_numbers_of_the_host(device):
+    """Tensors without values stand for a GPU, so this needs none; `Accelerator.device` of a single GPU has no index."""
+    data = numbered(12, 9)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for images in (data.train, data.test):
+            images.pixels = torch.zeros(images.pixels.shape, dtype=torch.uint8, device=device)
+        train = TrainLoader(data, 4, seed=0, device=torch.device(device)).epoch(0)
+        for batches in (train, iter(EvalLoader(data, 4, device=torch.device(device)))):
+            next(batches)
+            with DevicesOfOperations() as operations:
+                images, labels = next(batches)
+            assert images.device.type == labels.device.type == "cuda"
+            assert {"cuda"} in [devices for _, devices in operations.seen]
+            assert [name for name, devices in operations.seen if {"cpu", "cuda"} <= devices] == []

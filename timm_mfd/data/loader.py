@@ -142,8 +142,8 @@ def _fetch(
     labels = images.labels.to(device)
     on_device = [batch.to(device) for batch in batches]
     if isinstance(images, ArrayImages):
-        resident = images.pixels.device == device
         for index, row in zip(on_device, batches, strict=True):
+            resident = images.pixels.device == index.device  # not `device`: cuda is another one than cuda:0
             pixels = images.pixels[index if resident else row]
             yield pixels.to(device, non_blocking=True), labels[index]
         return
