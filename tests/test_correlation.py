@@ -209,26 +209,6 @@ def test_rounded_matrix_products_do_not_decide_the_loss_of_few_samples():
         torch.set_float32_matmul_precision(before)
 
 
-def test_products_split_into_bf16_are_as_good_as_float32(monkeypatch):
-    """The way taken on CUDA, whose bf16 products with float32 sums are spelled out here."""
-    real = torch.mm
-
-    def mm(a, b, out_dtype=None):
-        assert a.dtype == b.dtype == torch.bfloat16
-        assert out_dtype == torch.float32
-        return real(a.float(), b.float())
-
-    monkeypatch.setattr(torch, "mm", mm)
-    y, a = torch.randn(500, 60) * torch.logspace(-3, 3, 60), torch.randn(60, 60)
-    gram = torch.zeros(60, 60)
-    correlation._add_gram_of_bf16_products(gram, y)
-    scale = y.double().norm(dim=0)
-    assert ((gram - y.double().T @ y.double()) / (scale[:, None] * scale)).abs().max() < 1e-6
-    for products, bound in ((6, 1e-6), (3, 1e-4)):
-        product = correlation._sum_of_bf16_products(correlation._split(y), correlation._split(a), products)
-        assert ((product - y.double() @ a.double()).abs() / (y.double().abs() @ a.double().abs())).max() < bound
-
-
 def test_the_backward_keeps_the_inputs_and_at_most_a_tenth_of_their_bytes():
     stages = [realistic(128, channels, side).requires_grad_() for channels, side in RESNET50_STAGES]
     inputs = {stage.data_ptr(): stage.numel() * 4 for stage in stages}
