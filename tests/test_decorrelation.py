@@ -183,6 +183,7 @@ def test_weight_zero_computes_no_statistics(monkeypatch):
         (lambda: MFDLoss(center="position", max_samples=9), "max_samples=9 needs center='channel'"),
         (lambda: MFDLoss(weight=0)([torch.randn(4, 5)]), r"stage 0: .*got shape \(4, 5\)"),
         (lambda: MFDLoss()([]), "at least one stage"),
+        (lambda: MFDLoss()(torch.randn(4, 5, 2, 2)), r"not one tensor \[4, 5, 2, 2\]; pass \[stage\]"),
         (lambda: MFDLoss()([torch.randn(4, 5, 2, 2), torch.randn(4, 5)]), r"stage 1: .*got shape \(4, 5\)"),
     ],
 )

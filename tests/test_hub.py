@@ -111,6 +111,8 @@ def test_nothing_is_overwritten_and_mistakes_are_named(tmp_path):
         ({"image_size": 64}, "image_size must be (H, W), not 64"),
         ({"mean": 0.5}, "mean must be 3 numbers, one per channel, not 0.5"),
         ({"std": [0.5]}, "std must be 3 numbers, one per channel, not [0.5]"),
+        ({"std": (0, 0.2, 0.2)}, "std must be finite and above 0, not (0, 0.2, 0.2)"),
+        ({"mean": (0, float("nan"), 0)}, "mean must be finite, not (0, nan, 0)"),
         ({"label_names": ["a"]}, "1 label names for a model of 6 classes"),
     ],
 )

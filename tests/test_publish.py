@@ -378,9 +378,10 @@ def test_without_push_nothing_is_sent(published, tmp_path):
         ({"license": "MIT-0"}, "--license MIT-0 is none of the Hub's names; did you mean mit"),
         ({"license": "other"}, "--license other is none of the Hub's names"),
         ({"results": Path("nowhere")}, "--results nowhere is not a folder"),
+        ({"run_dir": Path("nowhere")}, "--run-dir nowhere does not exist or is not a folder"),
     ],
 )
-def test_names_that_the_hub_would_refuse_are_refused_before_anything_is_built(published, change, message, capsys):
+def test_what_cannot_be_published_is_refused_before_anything_is_built(published, change, message, capsys):
     before = (published.run / "publish").stat().st_mtime_ns
     with pytest.raises(SystemExit) as stopped:
         publish.main(publish.Args(**{"run_dir": published.run, "repo_id": REPO} | change))

@@ -162,6 +162,11 @@ def test_noise_has_full_rank_and_nothing_above_its_floor():
     assert noise.groups == ()
 
 
+def test_one_tensor_in_place_of_batches_is_refused():
+    with pytest.raises(ValueError, match=r"not one tensor \[2, 3, 64, 64\]; pass \[images\]"):
+        measure_redundancy(timm.create_model("test_resnet"), torch.zeros(2, 3, 64, 64))
+
+
 @pytest.mark.parametrize("tau", [0.0, 1.0, -1.0])
 def test_a_threshold_that_says_nothing_is_refused(tau):
     with pytest.raises(ValueError, match="tau must be between 0 and 1"):

@@ -51,6 +51,8 @@ def test_a_folder_that_holds_something_is_refused_and_untouched(tmp_path):
     with pytest.raises(FileExistsError, match="holds another run"):
         run_dir.claim(str(tmp_path), "x", {})
     assert (file.read_text(), (tmp_path / "args.json").read_text()) == ("keep", "mine")
+    with pytest.raises(OSError, match="cannot make --output-dir .*/file/below: .*; choose another one$"):
+        run_dir.claim(str(file / "below"), "x", {})
 
 
 def test_a_run_cut_off_before_its_first_checkpoint_begins_again_only_when_asked():

@@ -149,6 +149,8 @@ class MFDLoss(nn.Module):
         Raises:
             ValueError: If there is no stage, or a stage is unusable (the message has its index).
         """
+        if isinstance(stages, Tensor):
+            raise ValueError(f"MFDLoss takes a sequence of stages, not one tensor {list(stages.shape)}; pass [stage]")
         if len(stages) == 0:
             raise ValueError("MFDLoss needs at least one stage, got none")
         group = self._group()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -294,6 +295,8 @@ def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> tu
         numbers = ()
     if len(numbers) != channels:
         raise ValueError(f"{name} must be {channels} numbers, one per channel, not {values!r}")
+    if not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
+        raise ValueError(f"{name} must be finite{' and above 0' if name == 'std' else ''}, not {values!r}")
     return numbers
 
 

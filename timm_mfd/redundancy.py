@@ -135,12 +135,15 @@ def measure_redundancy(
         One entry per stage.
 
     Raises:
-        ValueError: If there is no image, `tau` or a label is out of range, or a stage is not finite.
+        ValueError: If there is no image or no sequence of batches, `tau` or a label is out of range, or a stage is not
+            finite.
 
     Example:
         >>> measure_redundancy(model, [(images, labels)], num_classes=10)[0].mean_abs_r
         0.31
     """
+    if isinstance(batches, Tensor):
+        raise ValueError(f"batches must be a sequence of them, not one tensor {list(batches.shape)}; pass [images]")
     if not 0 < tau < 1:
         raise ValueError(f"tau must be between 0 and 1, not {tau}")
     infos = stage_info(model, indices)

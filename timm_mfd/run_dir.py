@@ -58,6 +58,7 @@ def claim(output_dir: str | None, name: str, args: Mapping[str, Any], resume: bo
 
     Raises:
         FileExistsError: If `output_dir` holds something, or another run claimed it just now.
+        OSError: If it cannot be made.
     """
     check(output_dir, resume)
     if output_dir is None:
@@ -71,7 +72,10 @@ def claim(output_dir: str | None, name: str, args: Mapping[str, Any], resume: bo
                 continue
     else:
         path = Path(output_dir)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cannot make --output-dir {path}: {error.strerror}; choose another one") from None
     hold(path)
     check(str(path), resume=True)  # another process may have been faster, and have ended
     for name in _BEFORE_A_CHECKPOINT:

@@ -118,6 +118,8 @@ def build(args: Args) -> Path:
 
 def check_finished(run: Path) -> None:
     """Refuse a folder that is not a finished run."""
+    if not run.is_dir():
+        raise ValueError(f"--run-dir {run} does not exist or is not a folder")
     if not (run / "summary.json").is_file():
         raise ValueError(f"--run-dir {run} is not a finished run: summary.json is missing")
 

@@ -95,7 +95,7 @@ def test_a_limit_takes_images_spread_over_the_split():
 
 @pytest.mark.parametrize(
     ("batch_size", "processes", "message"),
-    [(24, 1, "batch size 24 is larger than the 23 training images"), (0, 1, "batch size 0 must be"),
+    [(24, 1, "24 is larger than the 23 training images; choose a smaller --batch"), (0, 1, "batch size 0 must be"),
      (4, 3, "batch size 4 must be a positive multiple of the 3 processes")],
 )  # fmt: skip
 def test_wrong_batch_sizes_are_named(batch_size, processes, message):

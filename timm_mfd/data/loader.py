@@ -47,7 +47,10 @@ class TrainLoader:
         if batch_size < 1 or batch_size % processes:
             raise ValueError(f"batch size {batch_size} must be a positive multiple of the {processes} processes")
         if batch_size > len(data.train):
-            raise ValueError(f"batch size {batch_size} is larger than the {len(data.train)} training images")
+            raise ValueError(
+                f"batch size {batch_size} is larger than the {len(data.train)} training images; choose a smaller "
+                "--batch-size"
+            )
         self.data = data
         self.batch_size = batch_size
         self.seed = seed

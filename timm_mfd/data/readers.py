@@ -49,7 +49,7 @@ def load_dataset(name: str, data_dir: str | Path | None = None, image_size: int 
         raise ValueError(f"dataset {name!r} needs a data directory (--data-dir)")
     root = Path(data_dir)
     if not root.is_dir():
-        raise ValueError(f"data directory {str(root)!r} does not exist or is not a folder")
+        raise ValueError(f"data directory {str(root)!r} does not exist or is not a folder; choose another --data-dir")
     return _folder(root, image_size) if name == "folder" else _READERS[name](root)
 
 
