@@ -4,6 +4,7 @@ import pytest
 import torch
 from processes import run_processes
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from timm_mfd.data import ArrayImages, EvalLoader, ImageData
 from timm_mfd.evaluation import Accuracy, evaluate
@@ -86,3 +87,20 @@ def test_fewer_than_five_classes_have_a_top5_of_all():
 def test_no_image_is_an_error():
     with pytest.raises(ValueError, match="no images to measure the accuracy on"):
         evaluate(Linear(), [], CLASSES)
+
+
+def test_nothing_is_read_back_from_a_gpu_before_the_last_batch():
+    """Tensors without values stand for a GPU; reading one raises."""
+    taken = []
+
+    def batches():
+        for number in range(3):
+            yield torch.zeros(5, 8, device="cuda"), torch.zeros(5, dtype=torch.long, device="cuda")
+            taken.append(number)
+
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = nn.Linear(8, CLASSES)
+        with pytest.raises(DataDependentOutputException):
+            evaluate(model, batches(), CLASSES)
+    assert taken == [0, 1, 2]

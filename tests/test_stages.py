@@ -134,6 +134,17 @@ def test_images_that_a_model_does_not_take_are_named():
     assert model.training
 
 
+def test_too_little_memory_is_not_called_a_wrong_size(monkeypatch):
+    model = create_model("test_resnet")
+
+    def exhausted(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(model, "forward_intermediates", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        stage_shapes(model, torch.zeros(1, 3, 32, 32))
+
+
 def test_stage_shapes_restores_training_mode():
     model = timm.create_model("test_resnet").train()
     shapes = stage_shapes(model, torch.zeros(1, 3, 32, 32))

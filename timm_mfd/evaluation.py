@@ -60,8 +60,10 @@ def evaluate(
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
     device = next(model.parameters()).device
-    hits = torch.zeros(3, dtype=torch.long, device=device)
+    # Sums stay on the device, and nothing is read back before the last batch: that would stall it.
+    hits = torch.zeros(2, dtype=torch.long, device=device)
     answers = torch.zeros(num_classes, dtype=torch.long, device=device)
+    classes, images_here = torch.arange(num_classes, device=device), 0
     for images, labels in batches:
         with autocast():
             logits = model(images)
@@ -69,12 +71,13 @@ def evaluate(
             raise ValueError(f"the model returns {list(logits.shape)}, not logits [B, K]; it is no classifier")
         best = logits.topk(min(5, logits.shape[1])).indices
         correct = best == labels[:, None]
-        hits += torch.stack([correct[:, 0].sum(), correct.sum(), torch.tensor(len(labels), device=device)])
-        answers += torch.bincount(best[:, 0], minlength=num_classes)
+        hits += torch.stack([correct[:, 0].sum(), correct.sum()])
+        answers += (best[:, :1] == classes).sum(0)
+        images_here += len(labels)
+    counts = torch.cat([hits, hits.new_tensor([images_here]), answers])
     if several:
-        dist.all_reduce(hits)
-        dist.all_reduce(answers)
-    top1, top5, count = hits.tolist()
+        dist.all_reduce(counts)
+    top1, top5, count, *answered = counts.tolist()
     if count == 0:
         raise ValueError("no images to measure the accuracy on")
-    return Accuracy(100 * top1 / count, 100 * top5 / count, count, answers.tolist())
+    return Accuracy(100 * top1 / count, 100 * top5 / count, count, answered)

@@ -180,6 +180,8 @@ def stage_shapes(
     model.eval()
     try:
         stages = forward_stages(model, images, indices).stages
+    except torch.OutOfMemoryError:  # says nothing about the size of images
+        raise
     except (AssertionError, RuntimeError) as error:
         size = f"{images.shape[2]}x{images.shape[3]}"
         raise ValueError(f"{type(model).__name__} does not take images of {size}: {error}") from None

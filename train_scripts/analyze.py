@@ -93,6 +93,7 @@ def main(args: Args) -> None:
         share = {"rank": state.process_index, "processes": state.num_processes, "workers": args.workers}
         if device.type == "cpu":
             prepare_cpu()
+        torch.backends.cudnn.allow_tf32 = False  # or the logits of a pruned model would differ by its rounding
         data = load_dataset(args.dataset, args.data_dir, args.image_size) if args.dataset else None
         size = data.image_size if data else (args.image_size,) * 2 if args.image_size else None
         names = [args.model, *([args.compare] if args.compare else [])]

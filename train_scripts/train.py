@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from warnings import catch_warnings, filterwarnings
 import torch
 import tyro
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
@@ -69,6 +70,8 @@ def main(args: Args) -> None:
             cpu=not torch.accelerator.is_available(),  # else torchrun's processes on a CPU would not find each other
             mixed_precision=args.mixed_precision,
             log_with=None if args.tracker == "none" else args.tracker,
+            # The others wait while the first process decodes a large data set.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
             project_dir=args.output_dir or "runs",
         )
         device, processes, main_process = accelerator.device, accelerator.num_processes, accelerator.is_main_process
@@ -167,7 +170,7 @@ def main(args: Args) -> None:
 
     # 4. Learning rate, order, augmentation and dropout are functions of the position: there is no scheduler.
     if args.compile:
-        task.compile()
+        task.compile(dynamic=False)  # the last held-out batch, a smaller one, is not to slow down the others
     indices = [stage.index for stage in stages]
     training = Training(
         args, accelerator, task, optimizer, train_loader,

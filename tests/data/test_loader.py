@@ -132,3 +132,15 @@ def test_no_step_on_a_gpu_waits_for_numbers_of_the_host(device):
             assert images.device.type == labels.device.type == "cuda"
             assert {"cuda"} in [devices for _, devices in operations.seen]
             assert [name for name, devices in operations.seen if {"cpu", "cuda"} <= devices] == []
+
+
+def test_an_epoch_of_any_length_begins_with_the_same_few_copies_to_a_gpu():
+    copies = []
+    for count in (12, 120):
+        data = numbered(count, count)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            data.train.pixels = torch.zeros(data.train.pixels.shape, dtype=torch.uint8, device="cuda")
+            with DevicesOfOperations() as operations:
+                next(TrainLoader(data, 4, seed=0, device=torch.device("cuda")).epoch(0))
+        copies.append(sum({"cpu", "cuda"} <= devices for _, devices in operations.seen))
+    assert 0 < copies[0] == copies[1]

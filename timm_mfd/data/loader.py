@@ -143,7 +143,7 @@ def _fetch(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield `(pixels uint8 [B, H, W, 3], labels [B])` on the device for each row of indices."""
     labels = images.labels.to(device)
-    on_device = [batch.to(device) for batch in batches]
+    on_device = batches.to(device) if isinstance(batches, Tensor) else [batch.to(device) for batch in batches]
     if isinstance(images, ArrayImages):
         for index, row in zip(on_device, batches, strict=True):
             resident = images.pixels.device == index.device  # not `device`: cuda is another one than cuda:0
