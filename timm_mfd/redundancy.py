@@ -143,7 +143,7 @@ def measure_redundancy(
         0.31
     """
     if isinstance(batches, Tensor):
-        raise ValueError(f"batches must be a sequence of them, not one tensor {list(batches.shape)}; pass [images]")
+        raise ValueError(f"expected a sequence of batches, not one tensor {list(batches.shape)}; pass [images]")
     if not 0 < tau < 1:
         raise ValueError(f"tau must be between 0 and 1, not {tau}")
     infos = stage_info(model, indices)

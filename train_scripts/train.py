@@ -170,7 +170,7 @@ def main(args: Args) -> None:
 
     # 4. Learning rate, order, augmentation and dropout are functions of the position: there is no scheduler.
     if args.compile:
-        task.compile(dynamic=False)  # the last held-out batch, a smaller one, is not to slow down the others
+        task.compile(dynamic=False)  # two shapes: a whole batch and the last held-out one
     indices = [stage.index for stage in stages]
     training = Training(
         args, accelerator, task, optimizer, train_loader,

@@ -145,8 +145,8 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.
                 return image.convert("RGBA").convert("RGB")
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        is_other = isinstance(error, Image.UnidentifiedImageError)
-        reason = "not an image" if is_other else getattr(error, "strerror", None) or error
+        unidentified = isinstance(error, Image.UnidentifiedImageError)
+        reason = "not an image" if unidentified else getattr(error, "strerror", None) or error
         raise ImageDecodeError(f"cannot decode {name or source}: {reason}") from None
 
 
