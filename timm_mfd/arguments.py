@@ -29,9 +29,8 @@ class Args:
     stem: Literal["auto", "imagenet", "small", "cifar"] = "auto"
     """First layers of an *_mfd model; auto is the paper's choice for the model and the size of the images."""
     dataset: str = "digits"
-    """digits, cifar10, cifar100, tiny_imagenet, facescrub, cifar10_jpeg (its images as JPEG files: a proxy),
-    folder (train/ and val/ or test/ with one folder per class), hfds/ORG/NAME for a data set of the Hugging Face Hub,
-    or hfds/./FOLDER for a folder that its library reads."""
+    """digits, cifar10, cifar100, tiny_imagenet, facescrub, folder (train/ and val/ or test/ with one folder per class),
+    hfds/ORG/NAME for a data set of the Hugging Face Hub, or hfds/./FOLDER for a folder that its library reads."""
     data_dir: str | None = None
     """Where the data set lies; digits needs none. For hfds/... where downloads are kept."""
     image_size: int | None = None

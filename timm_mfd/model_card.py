@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from . import recipes
 from .arguments import FREE, Args
 from .redundancy import CORRELATION_IMAGES
-from .run_dir import changes
+from .run_dir import changes, shared_machine
 
 # In a source checkout the template lies in `model_cards/`; in an installed package beside this file.
 _TEMPLATES = (Path(__file__).with_name("model_card.md"), Path(__file__).parents[1] / "model_cards" / "template.md")
@@ -24,7 +24,6 @@ _HUB_DATASETS = {
     "cifar100": "uoft-cs/cifar100",
     "tiny_imagenet": "zh-plus/tiny-imagenet",
 }
-_PROXIES = {"cifar10_jpeg": "CIFAR-10 re-encoded as JPEG files, a proxy for CIFAR-10"}
 PICTURES = {"curves.png": "Losses and accuracy over the epochs", "redundancy.png": "Similar feature maps of one image"}
 _PAPER = "multi-stage feature decorrelation (MFD, https://arxiv.org/abs/2308.12880)"
 
@@ -100,7 +99,7 @@ def render_card(
         run=run,
         args=args,
         summary=summary,
-        dataset=_in_words(dataset),
+        dataset=dataset,
         comparison=comparison,
         pictures=[{"file": file, "text": PICTURES[file]} for file in pictures],
         correlation_images=min(CORRELATION_IMAGES, summary.get("count", 0)),
@@ -250,7 +249,7 @@ def _claim(config: Mapping[str, Any], args: Mapping[str, Any], summary: Mapping[
         return f"A timm image classifier of {config['num_classes']} classes."
     weight = args["mfd_weight"]
     method = f"with {_PAPER} of weight {weight:g}" if weight else f"without {_PAPER}: a baseline"
-    classes = f"{config['num_classes']} classes of {_in_words(_public(args['dataset']))}"
+    classes = f"{config['num_classes']} classes of {_public(args['dataset'])}"
     return (
         f"{config['architecture']} for the {classes}, trained {method}: "
         f"{summary['top1']:.2f} % top-1 on {summary['count']:,} held-out images."
@@ -260,13 +259,14 @@ def _claim(config: Mapping[str, Any], args: Mapping[str, Any], summary: Mapping[
 def _training(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     args, summary, environment = run["args"], run["summary"], run["args"]["environment"]
     stem = config.get("model_args", {}).get("stem")
+    shared = shared_machine(args)
     return {
         "architecture": config["architecture"] + (f", {stem} stem" if stem else ""),
         "recipe": args["recipe"] or "none of the paper's",
         "criterion, MFD weight": f"{args['criterion']}, {args['mfd_weight']:g}",
         "seed": args["seed"],
-        "hardware": summary["device"],
-        "wall-clock": _duration(run.get("seconds", summary["seconds"])),
+        "hardware": summary["device"] + ", shared with other work" * shared,
+        "wall-clock": "-" if shared else _duration(run.get("seconds", summary["seconds"])),
         "code": _code(environment),
         "packages": ", ".join(f"{k} {v}" for k, v in environment.get("packages", {}).items() if v),
         "sha256 of images and classes": f"`{summary['data']}`",
@@ -297,11 +297,6 @@ def _public(source: str) -> str:
     if source.startswith("local-dir:"):
         return "local-dir:DIR"
     return "hfds/DIR" if source.startswith("hfds/") and not _hub_name(source) else source
-
-
-def _in_words(dataset: str) -> str:
-    """Return the name of a data set, and that it stands for another one if it does."""
-    return f"{dataset} ({_PROXIES[dataset]})" if dataset in _PROXIES else dataset
 
 
 def _hub_name(dataset: str) -> str | None:

@@ -148,10 +148,12 @@ def rows_of(table: str, results: Iterable[Result]) -> list[Row]:
     rows = []
     for recipe in (r for r in RECIPES.values() if table in r.tables and r.mfd_weight):
         ours, without = accuracies.get(recipe.id, {}), accuracies.get(recipe.baseline, {})
-        if ours or (without and recipe.mfd_center == "channel"):  # a baseline alone asks for no other reading of Eq. 6
+        if ours or (without and recipe in PAPER_RECIPES):  # a baseline alone asks for nothing beside the paper
             spreads = spread(list(ours.values())), spread(list(without.values()))
             rows.append(Row(recipe, RECIPES[recipe.baseline], *spreads, paired_difference(ours, without)))
-    return rows
+    # A table of ours may hold rows of the paper's, to compare its own with: alone they say nothing new.
+    ours_only = any(table in r.tables for r in RECIPES.values() if r not in PAPER_RECIPES)
+    return rows if not ours_only or any(row.recipe not in PAPER_RECIPES for row in rows) else []
 
 
 def plain(text: str, sign: int) -> str:
@@ -264,12 +266,14 @@ def to_csv(results: Sequence[Result]) -> str:
 def _coverage(results: Sequence[Result]) -> str:
     ids = {result.recipe for result in results}
     paper = sum(recipe.id in ids for recipe in PAPER_RECIPES)
-    hours = sum(result.wall_seconds for result in results) / 3600
-    devices = Counter(result.device for result in results)
+    devices = Counter(result.device + ", shared with other work" * result.shared_machine for result in results)
     where = "; ".join(f"{count} on {device}" for device, count in devices.items())
     covered = f"{paper} of the paper's {len(PAPER_RECIPES)} recipes have a result."
     runs = f"{len(results)} run{'s' * (len(results) != 1)}"
-    return f"{covered} {runs} in {hours:.2f} hours: {where}."
+    hours = f" in {sum(result.wall_seconds for result in results) / 3600:.2f} hours"
+    if any(result.shared_machine for result in results):
+        hours = ""
+    return f"{covered} {runs}{hours}: {where}."
 
 
 def _correlations(results: Sequence[Result]) -> str:
@@ -291,10 +295,16 @@ def _runs(results: Sequence[Result]) -> str:
         best = max(result.curve["top1"])
         commit = (result.environment["git_commit"] or "-")[:10] + "+" * bool(result.environment["git_modified"])
         numbers = [str(result.seed), f"{result.top1:.2f}", f"{best:.2f} ({result.curve['top1'].index(best) + 1})"]
-        speed = [f"{result.wall_seconds / 60:.1f}", f"{result.images_per_second:,.0f}"]
+        speed = ["-", "-"]
+        if not result.shared_machine:
+            speed = [f"{result.wall_seconds / 60:.1f}", f"{result.images_per_second:,.0f}"]
         cells.append([result.recipe, *numbers, *speed, result.device, commit])
     warnings = [f"- {result.recipe}, seed {result.seed}: {text}" for result in results for text in result.warnings]
-    parts = [_table(cells), "A + after a commit: the code was modified."]
+    shared = " No speed is given of a run that shared its machine with other work."
+    parts = [
+        _table(cells),
+        "A + after a commit: the code was modified." + shared * any(result.shared_machine for result in results),
+    ]
     return "\n\n".join(parts + (["Warnings of the runs:", "\n".join(warnings)] if warnings else []))
 
 

@@ -3,13 +3,13 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_origin
 
 from . import recipes
 from .arguments import FREE
-from .run_dir import changes, write_text
+from .run_dir import changes, shared_machine, write_text
 
 # How a run was computed; its result says so, and it still is a run of the recipe.
 _ARITHMETIC = frozenset(("mixed_precision", "compile", "deterministic", "sync_batch_norm"))
@@ -39,6 +39,8 @@ class Result:
         environment: Versions, system and the commit of the code.
         data: sha256 of images and classes.
         warnings: What the run warned of.
+        shared_machine: Whether it gave way to other work of the machine, at a lowered priority: then its times and
+            images/s are no speeds.
     """
 
     recipe: str
@@ -59,6 +61,7 @@ class Result:
     environment: dict[str, Any]
     data: str
     warnings: list[str]
+    shared_machine: bool = False
 
 
 def path_of(folder: Path, recipe: recipes.Recipe, protocol: str, seed: int) -> Path:
@@ -127,6 +130,7 @@ def _collect(run: Path) -> Result:
         environment=args["environment"],
         data=summary["data"],
         warnings=summary["warnings"],
+        shared_machine=shared_machine(args),
     )
 
 
@@ -155,7 +159,9 @@ def read(path: Path) -> Result:
     """
     try:
         content = json.loads(path.read_text())
-        if not isinstance(content, Mapping) or (content.keys() != {field.name for field in fields(Result)}):
+        known = {field.name: field.default is MISSING for field in fields(Result)}
+        needed = {name for name, is_needed in known.items() if is_needed}  # later ones have defaults
+        if not isinstance(content, Mapping) or not needed <= content.keys() <= known.keys():
             raise ValueError("it has other entries than a result")
         result = Result(**content)
         _check(result)
@@ -173,7 +179,7 @@ def _check(result: Result) -> None:
         value = getattr(result, field.name)
         kind: Any = get_origin(field.type) or field.type
         fits = isinstance(value, int | float) and math.isfinite(value) if kind is float else isinstance(value, kind)
-        if not fits or isinstance(value, bool):
+        if not fits or (isinstance(value, bool) and kind is not bool):
             raise ValueError(f"{field.name} is {value!r}")
     needed = {"curve": ("top1",), "arithmetic": ("mixed_precision",), "environment": ("git_commit", "git_modified")}
     for name, keys in needed.items():

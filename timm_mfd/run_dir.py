@@ -254,11 +254,21 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
         "processes": processes,
         "cpu_threads": torch.get_num_threads(),
         "system": platform.platform(),
+        "shared_machine": hasattr(os, "nice") and os.nice(0) > 0,  # at a lowered priority other work goes first
         "python": platform.python_version(),
         "packages": versions,
         "git_commit": commit,
         "git_modified": modified,
     }
+
+
+def shared_machine(args: Mapping[str, Any]) -> bool:
+    """Return whether some part of a run was trained at a lowered priority.
+
+    Args:
+        args: What `args.json` holds.
+    """
+    return any(part["environment"].get("shared_machine", False) for part in (args, *args.get("history", [])))
 
 
 def to_json(content: Any, indent: int | None = 2) -> str:

@@ -52,7 +52,7 @@ class Args:
     output_dir: Path
     """New folder for report.html, redundancy.json and the pictures."""
     dataset: str | None = None
-    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, cifar10_jpeg, folder or hfds/NAME."""
+    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, folder or hfds/NAME."""
     image: Path | None = None
     """An image to show; without --dataset, the statistics are those of its pixels."""
     compare: str | None = None
@@ -94,7 +94,8 @@ def main(args: Args) -> None:
         if device.type == "cpu":
             prepare_cpu()
         torch.backends.cudnn.allow_tf32 = False  # or the logits of a pruned model would differ by its rounding
-        data = load_dataset(args.dataset, args.data_dir, args.image_size) if args.dataset else None
+        shared = {"cache_dir": args.cache_dir, "workers": args.workers}
+        data = load_dataset(args.dataset, args.data_dir, args.image_size, **shared) if args.dataset else None
         size = data.image_size if data else (args.image_size,) * 2 if args.image_size else None
         names = [args.model, *([args.compare] if args.compare else [])]
         opened = {name: open_model(name, size, device) for name in names}
@@ -103,7 +104,7 @@ def main(args: Args) -> None:
         if data:
             if args.dataset == "folder":
                 data = replace(data, name=Path(args.data_dir).absolute().name)
-            data = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir)
+            data = place(data, "auto", device, **shared)
         check_shapes(opened, (data or photo).image_size, device)
         curves = {name: metrics_of(Path(name)) for name in names}  # if damaged, now rather than at the end
         measured: dict[str, list[StageRedundancy]] = {}

@@ -30,7 +30,7 @@ class Args:
     model: str
     """A run folder, a saved model, a name with pretrained weights, or hf-hub:ORG/NAME[@REVISION]."""
     dataset: str
-    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, cifar10_jpeg, folder or hfds/NAME."""
+    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, folder or hfds/NAME."""
     data_dir: str | None = None
     """Where the data set lies; digits needs none."""
     image_size: int | None = None
@@ -67,7 +67,7 @@ def main(args: Args) -> None:
 
 def measure(args: Args) -> dict[str, Any]:
     """Load model and data, check that they speak of the same classes, and count."""
-    data = load_dataset(args.dataset, args.data_dir, args.image_size)
+    data = load_dataset(args.dataset, args.data_dir, args.image_size, cache_dir=args.cache_dir, workers=args.workers)
     model = create_model(source_of(args.model), pretrained=True)
     data = as_trained(data, model, args.model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

@@ -101,7 +101,7 @@ def list_runs(
     """List the runs with the paper's accuracy and ours, and what is done or begun.
 
     Args:
-        table: 2, 4, 5, 6, or, beside the paper's, eq6, proxy or digits. Default: all tables of the paper.
+        table: 2, 4, 5, 6, or, beside the paper's, eq6, weights or digits. Default: all tables of the paper.
         rows: Beginnings of names, in whole words, such as mobilenetv2/tiny_imagenet.
         protocol: paper, strong or quick.
         runs_dir: Where run folders are.
@@ -155,13 +155,13 @@ def run(
     Exit code 142: the time is over and there is work left.
 
     Args:
-        table: 2, 4, 5, 6, or, beside the paper's, eq6, proxy or digits. Default: all tables of the paper.
+        table: 2, 4, 5, 6, or, beside the paper's, eq6, weights or digits. Default: all tables of the paper.
         rows: Beginnings of names, in whole words, such as mobilenetv2/tiny_imagenet; they are run in this order.
         seeds: Runs of each recipe, with the seeds 0, 1, ...
         parallel: Runs at a time, on the GPUs in turn; on a CPU they share the cores.
         protocol: paper, strong or quick.
-        data_dir: Folder of the data sets' own folders: cifar-10-batches-py, cifar-100-python, tiny-imagenet-200,
-            facescrub, cifar10-jpeg.
+        data_dir: Folder of the data sets' own folders: cifar-10-batches-py or cifar10, cifar-100-python or cifar100,
+            tiny-imagenet-200, facescrub.
         mixed_precision: Arithmetic of the networks.
         compile: Compile the networks with torch.compile.
         time_limit: End after so many minutes. A minute before, the runs are asked to save themselves and stop.
@@ -229,7 +229,7 @@ def do_missing(
 def decode(datasets: Sequence[str], data_dir: Path, workers: int, cache_dir: Path | None, parallel: int) -> None:
     """Find out that data are missing before anything runs, and decode images once for all runs."""
     for name in datasets:
-        data = load_dataset(name, None if name == "digits" else data_dir)
+        data = load_dataset(name, None if name == "digits" else data_dir, cache_dir=cache_dir, workers=workers)
         recipes.check_data(name, data.num_classes, len(data.train), len(data.test))
         if isinstance(data.train, FileImages):
             cpu = torch.device("cpu")

@@ -21,8 +21,11 @@ from timm_mfd.launch import one_line_errors
 from timm_mfd.recipes import Recipe
 
 SEEDS = 3
-_FIRST = ("mobilenetv2/tiny_imagenet", "resnet50/tiny_imagenet")
-_THEN = ("resnext50/tiny_imagenet", "densenet121/tiny_imagenet")
+_PHASES = (
+    [*recipes.select("5", ["mobilenetv2/tiny_imagenet"]), *recipes.select("4", ["resnet50/tiny_imagenet"])],
+    recipes.select("eq6", ["mobilenetv2/tiny_imagenet"]),
+    recipes.select("5", ["resnext50/tiny_imagenet", "densenet121/tiny_imagenet"]),
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ def main(args: Args) -> None:
     with one_line_errors(ValueError, OSError, ImageDecodeError):
         load_dataset("tiny_imagenet", args.data_dir)  # missing data are found before a GPU is paid for
         if not torch.cuda.is_available():
-            on_a_cpu = f"--rows {_FIRST[0]} --data-dir {args.data_dir} --time-limit {args.minutes:g}"
+            on_a_cpu = (
+                f"--table 5 --rows mobilenetv2/tiny_imagenet --data-dir {args.data_dir} --time-limit {args.minutes:g}"
+            )
             raise ValueError(f"there is no GPU that torch can use; on a CPU: reproduce.py run {on_a_cpu}")
         places = args.output_dir / "runs", args.output_dir / "results"
         runs = [reproduce.Run(recipe, "paper", seed, *places) for recipe, seed in in_order()]
@@ -59,7 +64,7 @@ def main(args: Args) -> None:
 
 def in_order() -> Iterator[tuple[Recipe, int]]:
     """Each recipe of the data set with each seed, those first that tell most."""
-    for recipes_of_phase in (recipes.select(None, _FIRST), recipes.select("eq6"), recipes.select(None, _THEN)):
+    for recipes_of_phase in _PHASES:
         for seed in range(SEEDS):
             for recipe in recipes_of_phase:
                 yield recipe, seed

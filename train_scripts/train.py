@@ -65,7 +65,9 @@ def main(args: Args) -> None:
             run_dir.check(args.output_dir)
         if args.deterministic:
             use_deterministic_kernels()
-        data = load_dataset(args.dataset, args.data_dir, args.image_size)
+        data = load_dataset(
+            args.dataset, args.data_dir, args.image_size, cache_dir=args.cache_dir, workers=args.workers
+        )
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else torchrun's processes on a CPU would not find each other
             mixed_precision=args.mixed_precision,
@@ -151,6 +153,8 @@ def main(args: Args) -> None:
     scope = Scope(args.mfd_center, args.mfd_max_samples)
     samples = [effective_samples((share_of_batch, *shape[1:]), scope, processes) for _, shape in shapes]
     accelerator.print(f"{args.model} on {data.name} ({len(data.train):,} training, {len(data.test):,} held-out images)")
+    if data.source:
+        accelerator.print(f"read from the {data.source}")
     accelerator.print(f"{kind}; {args.criterion}, MFD weight {args.mfd_weight:g}; writing to {folder}")
     if saved:
         position = f"epoch {saved.record['epoch'] + 1}, step {saved.record['step']} of {len(train_loader)}"

@@ -49,16 +49,19 @@ class HubImages(FileImages):
         return digest.hexdigest()
 
 
-def load_hfds(name: str, cache_dir: Path | None = None, image_size: int | None = None) -> ImageData:
+def load_hfds(
+    name: str, cache_dir: Path | None = None, image_size: int | None = None, label: str | None = None
+) -> ImageData:
     """Open a data set with the splits `train` and `validation` or `test`, an image column and a column of classes.
 
     Args:
         name: After `hfds/`: an id of the Hub such as `uoft-cs/cifar100`, or a folder.
         cache_dir: Where the library keeps what it downloads. Default: the library's choice.
         image_size: Resize all images to this side. Default: the images must all have one size.
+        label: The column of classes. Default: the first.
 
     Returns:
-        Training and held-out images; the first column of images and the first of classes are read.
+        Training and held-out images; the first column of images is read.
 
     Raises:
         ValueError: If the library is missing, or the data set or what is needed of it.
@@ -86,7 +89,9 @@ def load_hfds(name: str, cache_dir: Path | None = None, image_size: int | None =
     for what, found in keys.items():
         if not found:
             raise ValueError(f"dataset {title!r} has no column of {what}s, but {', '.join(features)}")
-    read: dict[str, Any] = {"input_key": keys["image"][0], "target_key": keys["label"][0]}
+    if label is not None and label not in keys["label"]:
+        raise ValueError(f"dataset {title!r} has no column of labels {label!r}, but {', '.join(features)}")
+    read: dict[str, Any] = {"input_key": keys["image"][0], "target_key": label or keys["label"][0]}
     readers = {split: create_reader(title, root=cache_dir, split=split, **read) for split in ("train", held_out)}
     with readers["train"][0][0] as file:
         first = read_image(file, name=f"image 0 of {title} train")

@@ -170,6 +170,7 @@ class ImageData:
         pad: Zero pixels added on each side before the random crop.
         flip: Whether a mirrored image still is of its class.
         test_split: What `test` is, for tables and cards.
+        source: Which of several forms it was read from, and where, for the screen.
     """
 
     name: str
@@ -181,6 +182,7 @@ class ImageData:
     pad: int = 4
     flip: bool = True
     test_split: str = "test"
+    source: str = ""
 
     def __post_init__(self) -> None:
         for split, images in (("train", self.train), (self.test_split, self.test)):

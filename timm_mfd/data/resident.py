@@ -4,11 +4,14 @@ import hashlib
 import os
 import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -62,13 +65,15 @@ def place(
         raise ValueError(f"loader must be one of {', '.join(get_args(LoaderMode))}, not {mode!r}")
     if mode == "workers" or (mode == "auto" and resident_bytes(data) > _SHARE * _free_memory(device) / processes):
         return data
-    folder = Path(cache_dir) if cache_dir else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    folder = folder if cache_dir else folder / "timm_mfd"
-    return replace(
-        data,
-        train=_resident(data.train, device, folder, workers, f"{data.name} train", quiet),
-        test=_resident(data.test, device, folder, workers, f"{data.name} {data.test_split}", quiet),
-    )
+
+    def resident(images: ArrayImages | FileImages, split: str) -> ArrayImages:
+        if isinstance(images, FileImages):
+            pixels = decoded(images, cache_dir, workers, f"{data.name} {split}", quiet)
+        else:
+            pixels = images.pixels
+        return ArrayImages(pixels.to(device), images.labels, images.paths)
+
+    return replace(data, train=resident(data.train, "train"), test=resident(data.test, data.test_split))
 
 
 def resident_bytes(data: ImageData) -> int:
@@ -77,18 +82,47 @@ def resident_bytes(data: ImageData) -> int:
     return (len(data.train) + len(data.test)) * height * width * 3
 
 
-def _resident(
-    images: ArrayImages | FileImages, device: torch.device, folder: Path, workers: int, title: str, quiet: bool
-) -> ArrayImages:
-    if isinstance(images, ArrayImages):
-        return ArrayImages(images.pixels.to(device), images.labels, images.paths)
+def decoded(images: FileImages, cache_dir: str | Path | None, workers: int, title: str, quiet: bool = False) -> Tensor:
+    """Return the pixels of image files, which one process decodes for all that want them, now or later.
+
+    Args:
+        images: The files.
+        cache_dir: As for `place`.
+        workers: Decoding processes.
+        title: What to call the images on the screen.
+        quiet: Show no progress bar.
+
+    Returns:
+        uint8 `[N, H, W, 3]`, on the CPU.
+
+    Raises:
+        ImageDecodeError: If an image cannot be decoded.
+    """
+    folder = Path(cache_dir) if cache_dir else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     key = cache_key(images)
-    path = folder / f"{key[:32]}.safetensors"
-    pixels = read_cache(path, key, (len(images), *images.size, 3))
-    if pixels is None:
-        pixels = _decode(images, workers, title, quiet)
-        _write_cache(path, key, pixels)
-    return ArrayImages(pixels.to(device), images.labels, images.paths)
+    path = (folder if cache_dir else folder / "timm_mfd") / f"{key[:32]}.safetensors"
+    with _alone(path.with_suffix(".lock"), title):
+        pixels = read_cache(path, key, (len(images), *images.size, 3))
+        if pixels is None:
+            pixels = _decode(images, workers, title, quiet)
+            _write_cache(path, key, pixels)
+    return pixels
+
+
+@contextmanager
+def _alone(lock: Path, title: str) -> Iterator[None]:
+    """Wait for other processes of this machine that decode the same; where nothing can be locked, do not."""
+    with ExitStack() as held:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(FileLock(lock, blocking=False))
+            except Timeout:
+                print(f"{title}: waiting for another process that decodes it", file=sys.stderr, flush=True)  # noqa: T201
+                held.enter_context(FileLock(lock))
+        except (OSError, NotImplementedError):  # a folder or a file system that cannot be written to or locked
+            pass
+        yield
 
 
 def cache_key(images: FileImages) -> str:
