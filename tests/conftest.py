@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
+
+from timm_mfd.data import cifar
 
 # A shell starts jobs in the background with Ctrl-C ignored, and so would all processes be that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -62,39 +65,70 @@ def write_image(path: Path, side: int = 16, colour: int = 0, mode: str = "RGB") 
     Image.fromarray(pixels, mode=None).save(path)
 
 
-def write_cifar(root: Path, reader: type[CIFAR10], label_key: str, monkeypatch, count: int = 4) -> dict:
-    """Write the official python format with `count` images a batch, whose checksums the reader then expects."""
+Splits = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def small_cifar(name: str, monkeypatch, labels: dict[str, np.ndarray] | None = None) -> Splits:
+    """Random images that count as the published ones from now on: two and one a class, or of the given labels."""
+    rng = np.random.default_rng(0)
+    classes = 10 if name == "cifar10" else 100
+    per_class = {"train": 2, "test": 1}
+    splits, digests = {}, {}
+    for split, count in per_class.items():
+        wanted = rng.permutation(np.repeat(np.arange(classes), count)) if labels is None else labels[split]
+        pixels = rng.integers(0, 256, (len(wanted), 32, 32, 3), dtype=np.uint8)
+        splits[split] = pixels, wanted
+        # By class, then by the SHA-256 of the 3,072 bytes.
+        rows = sorted(
+            (int(y), hashlib.sha256(x.tobytes()).digest(), x.tobytes()) for x, y in zip(pixels, wanted, strict=True)
+        )
+        content = b"".join(row[2] for row in rows) + b"".join(row[0].to_bytes(8, "little") for row in rows)
+        digests[split] = hashlib.sha256(content).hexdigest()
+    published = cifar.PUBLISHED[name]
+    monkeypatch.setitem(cifar.PUBLISHED, name, replace(published, per_class=per_class, digests=digests))
+    return splits
+
+
+def write_archive(root: Path, name: str, splits: Splits, monkeypatch) -> Path:
+    """Write the official python format, whose checksums the reader then expects."""
+    reader = CIFAR10 if name == "cifar10" else CIFAR100
     folder = root / reader.base_folder
     folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    rows = {}
-    for name, _ in reader.train_list + reader.test_list:
-        pixels = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
-        labels = [int(label) for label in rng.integers(0, 10, count)]
-        rows[name] = (pixels, labels)
-        (folder / name).write_bytes(pickle.dumps({"data": pixels, label_key: labels}))
-    classes = 10 if label_key == "labels" else 100
-    names = {"label_names" if classes == 10 else "fine_label_names": [f"c{i}" for i in range(classes)]}
+    key = "labels" if name == "cifar10" else "fine_labels"
+    for split, files in (("train", reader.train_list), ("test", reader.test_list)):
+        pixels, labels = splits[split]
+        for (file, _), part in zip(files, np.array_split(np.arange(len(labels)), len(files)), strict=True):
+            planes = pixels[part].transpose(0, 3, 1, 2).reshape(len(part), 3072)  # of red, green and blue
+            (folder / file).write_bytes(pickle.dumps({"data": planes, key: labels[part].tolist()}))
+    names = {"label_names" if name == "cifar10" else "fine_label_names": ["not read"]}
     (folder / reader.meta["filename"]).write_bytes(pickle.dumps(names))
     sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     for attribute in ("train_list", "test_list"):
         monkeypatch.setattr(reader, attribute, [[n, sums[n]] for n, _ in getattr(reader, attribute)])
     monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": sums[reader.meta["filename"]]})
-    return rows
+    return folder
+
+
+def write_class_folders(root: Path, name: str, splits: Splits, ending: str = ".png") -> Path:
+    """Write one file per image under names that say nothing of the order."""
+    rng = np.random.default_rng(1)
+    for split, (pixels, labels) in splits.items():
+        for image, label, number in zip(pixels, labels, rng.permutation(len(labels)), strict=True):
+            folder = root / name / split / cifar.PUBLISHED[name].class_names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{number}{ending}")
+    return root / name
 
 
 @pytest.fixture
 def official_datasets(tmp_path, tiny_imagenet_dataset, monkeypatch) -> Path:
     """A folder with a small version of every data set of the paper in its official format."""
-    write_cifar(tmp_path, CIFAR10, "labels", monkeypatch, count=3)
-    write_cifar(tmp_path, CIFAR100, "fine_labels", monkeypatch, count=12)
+    for name in ("cifar10", "cifar100"):
+        labels = {"train": np.arange(15) % 10, "test": np.arange(12) % 10}
+        write_archive(tmp_path, name, small_cifar(name, monkeypatch, labels), monkeypatch)
     for split, count in (("train", 6), ("test", 2)):
         for label, name in enumerate(("Adam_Old", "Zoe_Young")):
             (tmp_path / "facescrub" / split / name).mkdir(parents=True)
             for i in range(count):
                 write_image(tmp_path / "facescrub" / split / name / f"{i}.png", 64, 100 * label + i)
-        for label, name in enumerate(("airplane", "automobile")):
-            (tmp_path / "cifar10-jpeg" / split / name).mkdir(parents=True)
-            for i in range(count):
-                write_image(tmp_path / "cifar10-jpeg" / split / name / f"{i}.jpg", 32, 100 * label + i)
     return tmp_path

@@ -67,12 +67,6 @@ def test_folders_of_this_machine_are_not_published_and_the_command_is_quoted():
     assert "--criterion 'a b'" in text
 
 
-def test_a_card_says_of_a_proxy_that_it_is_one():
-    text = render_card(CONFIG, "f" * 64, RUN | {"args": RUN["args"] | {"dataset": "cifar10_jpeg"}})
-    assert text.count("cifar10_jpeg (CIFAR-10 re-encoded as JPEG files, a proxy for CIFAR-10)") == 2
-    assert "uoft-cs/cifar10" not in text
-
-
 def test_a_card_without_a_run_claims_nothing():
     text = render_card(CONFIG, "f" * 64)
     check_card(text)

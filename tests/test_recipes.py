@@ -16,7 +16,8 @@ from timm_mfd.models import paper_stem
 from timm_mfd.recipes import PAPER_RECIPES, find, select
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper.txt"
-OWN_RECIPES = [recipe for table in ("eq6", "proxy") for recipe in select(table)]
+OWN_RECIPES = [recipe for table in ("eq6", "weights") for recipe in select(table)]
+OWN_RECIPES = [recipe for recipe in OWN_RECIPES if recipe not in PAPER_RECIPES]
 # Side of the maps of stages 0 to 4, from the paper's description of the stems.
 SIDES = {
     ("other", 32): [32, 32, 16, 8, 4], ("other", 64): [64, 32, 16, 8, 4],
@@ -30,7 +31,9 @@ CHANNELS = {
 
 def test_there_are_the_42_runs_of_four_tables():
     assert len(PAPER_RECIPES) == len({recipe.id for recipe in PAPER_RECIPES}) == 42
-    assert Counter(table for recipe in PAPER_RECIPES for table in recipe.tables) == {"2": 6, "4": 8, "5": 24, "6": 6}
+    assert Counter(table for recipe in PAPER_RECIPES for table in recipe.tables) == {
+        "2": 6, "4": 8, "5": 24, "6": 6, "weights": 2,
+    }  # fmt: skip
     assert all(recipe.baseline in recipes.RECIPES for recipe in PAPER_RECIPES)
     for recipe in PAPER_RECIPES:
         assert find(recipe.id) == (recipe, "paper")
@@ -49,7 +52,7 @@ def test_accuracies_are_those_that_the_paper_prints():
         return [float(number) for number in re.findall(r"\d\d\.\d\d", line)]
 
     for recipe in PAPER_RECIPES:
-        for table in recipe.tables:
+        for table in set(recipe.tables) - {"weights"}:  # which is ours
             lines = tables[table].splitlines()
             if table == "2":
                 line = next(line for line in lines if line.startswith("Accuracy"))
@@ -73,7 +76,7 @@ def test_accuracies_are_those_that_the_paper_prints():
 
 
 def test_the_other_reading_of_eq_6_differs_in_nothing_else():
-    for row in ("mobilenetv2/tiny_imagenet/softmax+mfd", "mobilenetv2/cifar10_jpeg/softmax+mfd"):
+    for row in ("mobilenetv2/tiny_imagenet/softmax+mfd", "mobilenetv2/cifar100/softmax+mfd"):
         usual, other = find(row)[0], find(f"{row}_position")[0]
         assert other.accuracy == usual.accuracy
         assert other.arguments() == replace(usual.arguments(), recipe=other.id, mfd_center="position")
@@ -81,9 +84,11 @@ def test_the_other_reading_of_eq_6_differs_in_nothing_else():
 
 def test_own_recipes_are_not_the_papers():
     own = [recipe for recipe in recipes.RECIPES.values() if recipe not in PAPER_RECIPES]
-    assert {table for recipe in own for table in recipe.tables} == {"eq6", "proxy", "digits"}
+    assert {table for recipe in own for table in recipe.tables} == {"eq6", "weights", "digits"}
     assert all(recipe.baseline in recipes.RECIPES for recipe in own)
-    assert [recipe.variant for recipe in own if recipe.variant] == [", mean per position"] * 2
+    assert [recipe.variant for recipe in own if recipe.variant] == [
+        ", mean per position", ", MFD x 0.1", ", MFD x 10", ", mean per position",
+    ]  # fmt: skip
     assert {recipe.variant for recipe in PAPER_RECIPES} == {"", *(f", MFD x {w}" for w in (0.01, 0.1, 10, 100))}
 
 
@@ -146,8 +151,13 @@ def test_recipes_are_selected_by_table_and_rows():
     ]  # fmt: skip
     chosen = select("5", ["mobilenetv2/cifar10", "densenet121", "densenet121/cifar10"])  # and not cifar100
     assert [r.backbone for r in chosen] == ["mobilenetv2"] * 2 + ["densenet121"] * 8
-    proxy = "mobilenetv2/cifar10_jpeg/softmax"
-    assert [r.id for r in select("proxy")] == [proxy, f"{proxy}+mfd", f"{proxy}+mfd_position"]
+    base = "mobilenetv2/cifar100/softmax"
+    assert [r.id for r in select("weights")] == [base, f"{base}+mfd", f"{base}+mfd0.1", f"{base}+mfd10"]
+    # Without a table the rows find everything, and a whole id finds itself alone.
+    everything = {r.id for r in recipes.RECIPES.values() if r.baseline == base}
+    assert {r.id for r in select(None, ["mobilenetv2/cifar100"])} == everything
+    for one in everything:
+        assert [r.id for r in select(None, [one])] == [one]
     assert [r.id for r in select("digits")] == ["resnet18/digits/softmax", "resnet18/digits/softmax+mfd"]
 
 
@@ -160,7 +170,7 @@ def test_recipes_are_selected_by_table_and_rows():
             lambda: find("resnet50/cifar100/softmax@fast"),
             "unknown protocol 'fast' .*; choose one of paper, strong, quick",
         ),
-        (lambda: select("7"), "unknown table '7'; choose one of 2, 4, 5, 6, eq6, proxy, digits"),
+        (lambda: select("7"), "unknown table '7'; choose one of 2, 4, 5, 6, eq6, weights, digits"),
         (lambda: select("5", ["resnet50"]), "no row 'resnet50' in Table V.*; there are resnext50/cifar10"),
         (lambda: select(None, ["resnet50/cifar"]), "no row 'resnet50/cifar' in the tables"),
     ],

@@ -197,6 +197,28 @@ def test_warnings_of_runs_are_in_the_report_and_open_choices_only_where_the_pape
     assert "Warnings" not in markdown(WITHOUT, {})
 
 
+def test_no_speed_is_quoted_of_a_run_that_shared_its_machine():
+    shared = [replace(WITHOUT[0], shared_machine=True, images_per_second=4321.0), *WITH]
+    text = markdown(shared, {})
+    row = next(
+        line for line in text.splitlines() if line.startswith("| resnet50/cifar100/softmax ") and "76.00" in line
+    )
+    assert [cell.strip() for cell in row.split("|")[5:7]] == ["-", "-"]
+    assert "4,321" not in text
+    assert " hours" not in text
+    assert "1 on 1 x gpu, shared with other work" in text
+
+
+def test_a_table_of_ours_does_not_repeat_rows_of_the_papers_alone():
+    base = "mobilenetv2/cifar100/softmax"
+    paper = [*results_of(base, 54.0), *results_of(f"{base}+mfd", 57.0)]
+    assert rows_of("weights", paper) == []
+    rows = rows_of("weights", [*paper, *results_of(f"{base}+mfd10", 55.0)])
+    assert [(row.recipe.id, row.difference and row.difference.mean) for row in rows] == [
+        (f"{base}+mfd", 3.0), (f"{base}+mfd10", 1.0),
+    ]  # fmt: skip
+
+
 def test_the_csv_holds_the_same_numbers():
     rows = list(csv.DictReader(io.StringIO(to_csv([*WITHOUT, *WITH, *results_of("resnet18/digits/softmax", 90.0)]))))
     assert [(row["table"], row["recipe"]) for row in rows[-2:]] == [

@@ -279,7 +279,7 @@ def test_data_that_are_not_the_papers_make_no_result(official_datasets, monkeypa
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: reproduce.run(table="3"), "unknown table '3'; choose one of 2, 4, 5, 6, eq6, proxy, digits"),
+        (lambda: reproduce.run(table="3"), "unknown table '3'; choose one of 2, 4, 5, 6, eq6, weights, digits"),
         (lambda: reproduce.run(table="5", rows=("vgg",)), "no row 'vgg' in Table V"),
         (lambda: reproduce.run(seeds=0), "--seeds must be at least 1, not 0"),
         (lambda: reproduce.run(parallel=0), "--parallel must be at least 1, not 0"),

@@ -2,12 +2,16 @@
 
 import json
 import math
+import os
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+import torch
 from test_report import BASE, WITH, WITHOUT
 
 from timm_mfd import recipes, results
+from timm_mfd.run_dir import environment
 
 
 @pytest.fixture
@@ -50,6 +54,36 @@ def test_a_result_holds_what_the_run_left_and_no_path_of_the_machine(run, tmp_pa
     assert results.read(path) == result
     assert "/home/me" not in path.read_text()
     assert path.stat().st_size < 3000
+
+
+def test_a_run_at_a_lowered_priority_says_that_its_times_are_no_speeds(run):
+    assert results.collect(run).shared_machine is False
+    args = json.loads((run / "args.json").read_text())
+    lowered = {"environment": args["environment"] | {"shared_machine": True}}
+    edit(run / "args.json", **lowered)
+    assert results.collect(run).shared_machine is True
+    # Begun so and finished alone: a part of its times is no speed either.
+    edit(run / "args.json", environment=args["environment"], history=[args | lowered])
+    assert results.collect(run).shared_machine is True
+
+
+@pytest.mark.parametrize(("niceness", "shared"), [(0, False), (19, True), (-5, False)])
+def test_an_environment_says_whether_the_priority_is_lowered(niceness, shared, monkeypatch):
+    monkeypatch.setattr(os, "nice", lambda _: niceness)
+    assert environment(torch.device("cpu"), 1)["shared_machine"] is shared
+
+
+def test_a_result_in_the_first_format_can_be_read_for_ever(tmp_path):
+    first = Path(__file__).with_name("golden") / "mobilenetv2-cifar100-softmax-seed0.json"
+    assert "shared_machine" not in first.read_text()
+    path = tmp_path / "paper" / first.name
+    path.parent.mkdir()
+    path.write_text(first.read_text())
+    result = results.read(path)
+    assert (result.recipe, result.top1, result.shared_machine) == ("mobilenetv2/cifar100/softmax", 54.16, False)
+    results.write(result, tmp_path)
+    assert results.read(path) == result
+    assert result.recipe in {ours.recipe for ours in results.read_all(Path(__file__).parents[1] / "results")}
 
 
 def edit(path, **change):

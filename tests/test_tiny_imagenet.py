@@ -85,7 +85,7 @@ def test_no_run_at_a_time_is_a_mistake(asked, monkeypatch):
 def test_without_a_gpu_the_command_for_a_cpu_is_named(asked, monkeypatch):
     args, calls = asked
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    command = f"reproduce.py run --rows mobilenetv2/tiny_imagenet --data-dir {args.data_dir} --time-limit 100"
+    command = f"reproduce.py run --table 5 --rows mobilenetv2/tiny_imagenet --data-dir {args.data_dir} --time-limit 100"
     with pytest.raises(SystemExit, match=re.escape(f"there is no GPU that torch can use; on a CPU: {command}")):
         tiny_imagenet.main(args)
     assert not calls

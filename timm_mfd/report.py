@@ -148,7 +148,8 @@ def rows_of(table: str, results: Iterable[Result]) -> list[Row]:
     rows = []
     for recipe in (r for r in RECIPES.values() if table in r.tables and r.mfd_weight):
         ours, without = accuracies.get(recipe.id, {}), accuracies.get(recipe.baseline, {})
-        if ours or (without and recipe in PAPER_RECIPES):  # a baseline alone asks for nothing beside the paper
+        # A baseline alone asks for the paper's MFD, and for no other reading or weight beside the paper.
+        if ours or (without and (recipe in PAPER_RECIPES or not recipe.variant)):
             spreads = spread(list(ours.values())), spread(list(without.values()))
             rows.append(Row(recipe, RECIPES[recipe.baseline], *spreads, paired_difference(ours, without)))
     # A table of ours may hold rows of the paper's, to compare its own with: alone they say nothing new.

@@ -5,8 +5,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import write_cifar
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from timm_mfd.data import FileImages, ImageDecodeError, load_dataset
 from timm_mfd.data.images import ArrayImages, ImageData
@@ -22,25 +20,6 @@ def test_digits_are_embedded_and_split_without_overlap():
     pixels = data.train.pixels.float() / 255
     assert pixels.mean().item() == pytest.approx(data.mean[0], abs=2e-3)
     assert pixels.std().item() == pytest.approx(data.std[0], abs=2e-3)
-
-
-@pytest.mark.parametrize(
-    ("name", "reader", "label_key"), [("cifar10", CIFAR10, "labels"), ("cifar100", CIFAR100, "fine_labels")]
-)
-def test_cifar_is_read_from_the_official_files(tmp_path, monkeypatch, name, reader, label_key):
-    rows = write_cifar(tmp_path, reader, label_key, monkeypatch)
-    for root in (tmp_path, tmp_path / reader.base_folder):
-        data = load_dataset(name, root)
-        assert data.num_classes == (10 if name == "cifar10" else 100)
-        assert len(data.train) == 4 * len(reader.train_list)
-        first = reader.train_list[0][0]
-        # The files hold planes of red, green and blue, row by row.
-        expected = rows[first][0][1].reshape(3, 32, 32).transpose(1, 2, 0)
-        np.testing.assert_array_equal(data.train[1].numpy(), expected)
-        assert data.train.labels[:4].tolist() == rows[first][1]
-    (tmp_path / reader.base_folder / reader.train_list[0][0]).write_bytes(b"changed")
-    with pytest.raises(ValueError, match="missing or do not have the official checksums"):
-        load_dataset(name, tmp_path)
 
 
 def test_tiny_imagenet_takes_validation_labels_from_the_annotations(tiny_imagenet_dataset):
@@ -146,7 +125,7 @@ def test_a_wrong_folder_layout_says_what_is_expected_and_found(folder_dataset, c
     ("name", "kwargs", "message"),
     [
         ("cifar11", {}, "unknown dataset 'cifar11'; did you mean cifar1"),
-        ("mnist!", {}, "choose one of digits, cifar10, cifar100, tiny_imagenet, facescrub, cifar10_jpeg, folder"),
+        ("mnist!", {}, "choose one of digits, cifar10, cifar100, tiny_imagenet, facescrub, folder"),
         ("cifar10", {}, r"needs a data directory \(--data-dir\)"),
         ("tiny_imagenet", {"data_dir": "/no/such"}, "'/no/such' does not exist .*; choose another --data-dir"),
         ("digits", {"data_dir": "images"}, "'digits' is built in and does not read 'images'"),
@@ -156,12 +135,6 @@ def test_a_wrong_folder_layout_says_what_is_expected_and_found(folder_dataset, c
 def test_wrong_arguments_are_named(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         load_dataset(name, **kwargs)
-
-
-def test_a_folder_without_cifar_says_what_is_there(tmp_path):
-    (tmp_path / "something").mkdir()
-    with pytest.raises(ValueError, match=r"cifar-100-python/ of the official archive .* found something/"):
-        load_dataset("cifar100", tmp_path)
 
 
 def test_a_class_without_held_out_images_is_mentioned(folder_dataset):
@@ -176,17 +149,3 @@ def test_labels_outside_the_classes_and_empty_splits_are_refused():
         ImageData("x", images, images, ("a", "b", "c"))
     with pytest.raises(ValueError, match="the train split has no images"):
         ImageData("x", ArrayImages(np.zeros((0, 4, 4, 3), np.uint8), []), images, ("a",))
-
-
-def test_cifar10_as_jpeg_is_normalised_as_cifar10(official_datasets):
-    data = load_dataset("cifar10_jpeg", official_datasets)
-    assert (data.name, data.image_size, data.class_names) == ("cifar10_jpeg", (32, 32), ("airplane", "automobile"))
-    assert (len(data.train), len(data.test), data.test_split) == (12, 4, "test")
-    original = load_dataset("cifar10", official_datasets)
-    assert (data.mean, data.std, data.pad, data.flip) == (original.mean, original.std, original.pad, original.flip)
-    assert load_dataset("cifar10_jpeg", official_datasets / "cifar10-jpeg").identity() == data.identity()
-
-
-def test_images_of_another_size_are_no_cifar10(folder_dataset):
-    with pytest.raises(ValueError, match="cifar10_jpeg: images are 16x16, expected 32x32; choose --dataset folder"):
-        load_dataset("cifar10_jpeg", folder_dataset)

@@ -20,7 +20,7 @@ def put(root, cache, mode="resident", **kwargs):
 
 
 def cached(cache):
-    return sorted(path.name for path in cache.iterdir())
+    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -108,25 +108,42 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(folder_dataset, tmp_path, 
     assert "are not cached in" in capsys.readouterr().err
 
 
-def _build(root, cache, go):
-    go.wait()
+def _build(root, cache, ready, decoded):
+    real = FileImages.__getitem__
+
+    def counted(self, index):
+        with decoded.get_lock():
+            decoded.value += 1
+        return real(self, index)
+
+    FileImages.__getitem__ = counted
+    ready.wait()
     put(root, cache)
 
 
-def test_two_processes_building_at_once_leave_a_whole_cache(folder_dataset, tmp_path, capsys):
+def test_three_processes_that_start_together_decode_once_and_leave_a_whole_cache(folder_dataset, tmp_path, capsys):
     context = multiprocessing.get_context("spawn")
-    go = context.Event()
-    builders = [context.Process(target=_build, args=(folder_dataset, tmp_path / "cache", go)) for _ in range(2)]
+    ready, decoded = context.Barrier(3), context.Value("i", 0)
+    arguments = (folder_dataset, tmp_path / "cache", ready, decoded)
+    builders = [context.Process(target=_build, args=arguments) for _ in range(3)]
     for builder in builders:
         builder.start()
-    go.set()
     for builder in builders:
         builder.join(120)
         assert builder.exitcode == 0
+    assert decoded.value == 24 + 12
     assert len(cached(tmp_path / "cache")) == 2
     assert not any(name.endswith(".partial") for name in cached(tmp_path / "cache"))
     put(folder_dataset, tmp_path / "cache")
     assert capsys.readouterr().err == ""
+
+
+def test_where_nothing_can_be_locked_images_are_decoded_all_the_same(folder_dataset, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(resident, "FileLock", refuse)
+    assert len(put(folder_dataset, tmp_path / "cache").train) == 24
 
 
 def test_auto_is_resident_if_it_fits_into_a_part_of_the_free_memory(folder_dataset, tmp_path, monkeypatch):
