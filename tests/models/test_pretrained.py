@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import timm_mfd
 from timm_mfd import recipes
@@ -38,11 +39,17 @@ def test_only_what_is_published_counts_as_pretrained():
 @pytest.mark.parametrize("create", [timm.create_model, timm_mfd.create_model])
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [("resnet50_mfd.cifar100", "--recipe resnet50/cifar100/softmax"), ("resnet18_mfd", "--model resnet18_mfd")],
+    [
+        ("resnet50_mfd.tiny_imagenet", r"--recipe resnet50/tiny_imagenet/softmax\+mfd --data-dir DIR$"),
+        ("resnet50_mfd", r"--recipe resnet50/cifar100/softmax\+mfd --data-dir DIR$"),
+        ("resnet18_mfd", "--model resnet18_mfd$"),
+    ],
 )
-def test_an_unpublished_model_says_how_to_train_it(create, name, remedy):
-    with pytest.raises(ValueError, match=f"no published weights yet.*{remedy}"):
+def test_an_unpublished_model_says_what_is_there_and_how_to_train_its_own(create, name, remedy):
+    pattern = f"{name}' has no published weights yet; there are those of .*mobilenetv2_100_mfd.cifar100.*{remedy}"
+    with pytest.raises(ValueError, match=pattern) as error:
         create(name, pretrained=True)
+    assert ".py" not in str(error.value)  # a wheel holds no scripts
 
 
 def test_a_tag_without_weights_is_the_network_for_its_data():
@@ -52,35 +59,67 @@ def test_a_tag_without_weights_is_the_network_for_its_data():
     assert timm_mfd.create_model("resnet18_mfd").num_classes == 1000
 
 
-def test_weights_inside_the_package_load_without_a_network_and_are_checked(tmp_path):
-    model = timm_mfd.create_model("resnet18_mfd", num_classes=4, stem="small")
-    half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    save_file(half, tmp_path / "inside.safetensors")
-    code = f"""
+SEVERAL = """
 import importlib, json, warnings, timm, timm_mfd, torch
 from safetensors.torch import load_file
 from timm_mfd.models import _pretrained, resnet_mfd
-row = dict(arguments=dict(stem="small", num_classes=4), preprocessing=dict(input_size=(3, 64, 64)))
-row |= dict(file="{tmp_path}/inside.safetensors", sha256="{sha256_of(tmp_path / "inside.safetensors")}")
-_pretrained.PRETRAINED["resnet18_mfd.inside"] = _pretrained.Pretrained(**row)
+
+def embed(tag, file, sha256, num_classes):
+    row = dict(arguments=dict(stem="small", num_classes=num_classes), preprocessing=dict(input_size=(3, 64, 64)))
+    _pretrained.PRETRAINED[f"resnet18_mfd.{tag}"] = _pretrained.Pretrained(**row, file=file, sha256=sha256)
+    importlib.reload(resnet_mfd)
+
+def refused(name):
+    try:
+        timm.create_model(name, pretrained=True)
+    except ValueError as error:
+        return str(error)
+
 warnings.simplefilter("ignore")
-importlib.reload(resnet_mfd)
-model = timm_mfd.create_model("resnet18_mfd", pretrained=True)
-stored = load_file("{tmp_path}/inside.safetensors")
-found = [all(torch.equal(value.float(), model.state_dict()[key].float()) for key, value in stored.items())]
-found += [str(model.fc.weight.dtype), timm.list_pretrained("*_mfd*")]
-_pretrained.PRETRAINED["resnet18_mfd.inside"] = _pretrained.Pretrained(**row | dict(sha256="0" * 64))
-try:
-    timm.create_model("resnet18_mfd.inside", pretrained=True)
-except ValueError as error:
-    found.append(str(error))
+"""
+
+
+def test_weights_inside_the_package_load_without_a_network_and_the_bare_name_is_cifar100s(tmp_path):
+    """Several are embedded one after the other; another process, because they change timm's registry."""
+    for tag, classes in (("cifar10", 4), ("cifar100", 7)):
+        model = timm_mfd.create_model("resnet18_mfd", num_classes=classes, stem="small")
+        half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+        save_file(half, tmp_path / f"{tag}.safetensors")
+    rows = {tag: f'"{tag}", "{tmp_path}/{tag}.safetensors"' for tag in ("cifar10", "cifar100")}
+    sums = {tag: sha256_of(tmp_path / f"{tag}.safetensors") for tag in rows}
+    code = f"""{SEVERAL}
+embed({rows["cifar10"]}, "{sums["cifar10"]}", 4)
+found = [refused("resnet18_mfd"), "resnet18_mfd" in timm_mfd.list_models(pretrained=True)]
+embed({rows["cifar100"]}, "{sums["cifar100"]}", 7)
+for create in (timm.create_model, timm_mfd.create_model):
+    for name, tag in (("resnet18_mfd", "cifar100"), ("resnet18_mfd.cifar10", "cifar10")):
+        model, stored = create(name, pretrained=True), load_file(f"{tmp_path}/{{tag}}.safetensors")
+        same = all(torch.equal(value.float(), model.state_dict()[key].float()) for key, value in stored.items())
+        found.append([same, model.num_classes, str(model.fc.weight.dtype), model.pretrained_cfg["input_size"]])
+found.append(timm.list_pretrained("resnet*_mfd*"))
+embed({rows["cifar10"]}, "{"0" * 64}", 4)
+found.append(refused("resnet18_mfd.cifar10"))
 print(json.dumps(found))
 """
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     ).stdout
-    same, dtype, listed, error = json.loads(output.splitlines()[-1])
-    assert same
-    assert dtype == str(torch.float32)
-    assert listed == ["resnet18_mfd", "resnet18_mfd.inside"]
-    assert "is not what was saved" in error
+    only_cifar10, listed, *loaded, all_listed, damaged = json.loads(output.splitlines()[-1])
+    assert "'resnet18_mfd' has no published weights yet; there are those of resnet18_mfd.cifar10;" in only_cifar10
+    assert not listed
+    assert loaded == [[True, classes, "torch.float32", [3, 64, 64]] for classes in (7, 4)] * 2
+    assert all_listed == ["resnet18_mfd", "resnet18_mfd.cifar10", "resnet18_mfd.cifar100"]
+    assert "is not what was saved" in damaged
+
+
+@pytest.mark.parametrize("name", [name for name, entry in PRETRAINED.items() if entry.file])
+def test_embedded_weights_are_small_checked_and_have_a_card_and_a_measurement(name):
+    root = Path(timm_mfd.__file__).parents[1]
+    weights = PRETRAINED[name].weights()
+    assert weights.stat().st_size <= 6_000_000
+    assert {value.dtype for value in load_file(weights).values() if value.dim() > 1} == {torch.float16}
+    card, measured = root / "model_cards" / f"{name}.md", json.loads((root / "results" / f"{name}.json").read_text())
+    assert f"| {measured['top1']:.2f} | {measured['top5']:.2f} | {measured['count']:,} (test) |" in card.read_text()
+    assert measured["sha256"] == PRETRAINED[name].sha256
+    model = timm.create_model(name, pretrained=True)
+    assert model.num_classes == PRETRAINED[name].arguments["num_classes"]

@@ -10,6 +10,7 @@ from .download import download_weights
 from .saved import WEIGHTS, check_sha256
 
 _PACKAGE = Path(__file__).parents[1]
+_DEFAULT = "cifar100"  # the tag that an architecture's name alone stands for
 
 
 @dataclass(frozen=True)
@@ -81,31 +82,51 @@ _PLANNED = {
         ("facescrub", "small", 100, 64),
     )
 }
-# Weights that are there, each as the row that `train_scripts/publish.py --push` or `train_scripts/embed.py` prints. The
-# first of an architecture, in the order of the plan, is its default.
-_AVAILABLE: dict[str, Pretrained] = {}
+# Weights that are there, each as the row that `train_scripts/publish.py --push` or `train_scripts/embed.py` prints.
+_AVAILABLE: dict[str, Pretrained] = {
+    "mobilenetv2_100_mfd.cifar100": Pretrained(
+        arguments={
+            "stem": "imagenet",
+            "num_classes": 100,
+        },
+        preprocessing={
+            "input_size": (3, 32, 32),
+            "mean": (0.5071, 0.4865, 0.4409),
+            "std": (0.2673, 0.2564, 0.2762),
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+        },
+        file="weights/mobilenetv2_100_mfd.cifar100.safetensors",
+        sha256="f06a6d48fadd3099603e1d38498aac8e37c5f2a2f376aa3740ce0824e9501b60",
+    ),
+}
 PRETRAINED = _PLANNED | _AVAILABLE
 
 
 def default_tag(arch: str) -> str:
-    """Return the tag of the published weights that an architecture's name alone stands for.
+    """Return the tag that an architecture's name alone stands for: CIFAR-100's, whatever else is published.
 
     Raises:
-        ValueError: If none are.
+        ValueError: If there are no such weights.
     """
-    tags = [name for name in PRETRAINED if name.partition(".")[0] == arch]
-    for name in tags:
-        if PRETRAINED[name].published:
-            return name.partition(".")[2]
-    raise ValueError(unpublished(arch, PRETRAINED[tags[0]] if tags else None))
+    if not _has_default(arch):
+        raise ValueError(unpublished(arch, PRETRAINED.get(f"{arch}.{_DEFAULT}")))
+    return _DEFAULT
+
+
+def _has_default(arch: str) -> bool:
+    entry = PRETRAINED.get(f"{arch}.{_DEFAULT}")
+    return entry is not None and entry.published
 
 
 def unpublished(name: str, entry: Pretrained | None) -> str:
-    """Say that there are no weights, and how to train them."""
+    """Say that there are no weights, which there are instead, and how to train them."""
+    others = [other for other, row in PRETRAINED.items() if row.published]
+    own = [other for other in others if other.partition(".")[0] == name.partition(".")[0]]
+    instead = f"; there are those of {', '.join(own or others)}" if others else ""
     flags = f"--recipe {entry.recipe} --data-dir DIR" if entry and entry.recipe else f"--model {name}"
     return (
-        f"{name!r} has no published weights yet; train it: accelerate launch train_scripts/train.py {flags}; "
-        "its weights are then in runs/NAME/model"
+        f"{name!r} has no published weights yet{instead}; train its own with the training script of timm_mfd: {flags}"
     )
 
 
@@ -120,14 +141,19 @@ def default_cfgs(*names: str, first_conv: str, classifier: str) -> dict[str, Any
     layers = {"first_conv": first_conv, "classifier": classifier}
     cfgs = {name: imagenet_cfg() | layers for name in names}
     for tagged, entry in PRETRAINED.items():
-        if tagged.partition(".")[0] in names:
-            cfgs[tagged] = imagenet_cfg() | layers | entry.preprocessing
-            cfgs[tagged]["num_classes"] = entry.arguments["num_classes"]
-            cfgs[tagged]["pool_size"] = None  # of other images than ImageNet's
-            if entry.file:
-                cfgs[tagged]["file"] = str(_PACKAGE / entry.file)
-            elif entry.repo:
-                cfgs[tagged] |= {"hf_hub_id": f"{entry.repo}@{entry.commit}", "hf_hub_filename": WEIGHTS}
+        if tagged.partition(".")[0] not in names:
+            continue
+        cfgs[tagged] = imagenet_cfg() | layers | entry.preprocessing
+        cfgs[tagged]["num_classes"] = entry.arguments["num_classes"]
+        cfgs[tagged]["pool_size"] = None  # of other images than ImageNet's
+        if entry.file:
+            cfgs[tagged]["file"] = str(_PACKAGE / entry.file)
+        elif entry.repo:
+            cfgs[tagged] |= {"hf_hub_id": f"{entry.repo}@{entry.commit}", "hf_hub_filename": WEIGHTS}
+    # What a name alone stands for is the last with timm's mark, a star; else it would be the first tag with weights.
+    for name in names:
+        default = f"{name}.{_DEFAULT}" if _has_default(name) else name
+        cfgs[f"{default}*" if "." in default else f"{default}.*"] = cfgs.pop(default)
     return generate_default_cfgs(cfgs)
 
 
