@@ -131,7 +131,7 @@ def load_cifar(name: str, root: Path, cache_dir: str | Path | None = None, worke
         if digest(ordered[split]) == published.digests[split]:
             continue
         if not is_archive:
-            refuse(split, "images were changed or encoded anew, or are of another class")
+            refuse(split, "images were changed, encoded anew or doubled, or are of another class")
         _logger.warning(
             "%s: the %s split has the official checksums and not the digest known here, which must be wrong; "
             "it is used under its own identity",
