@@ -1,13 +1,12 @@
 """The table of pretrained tags: planned ones fit the paper's recipes, and weights may lie inside the package."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from processes import run_python
 from safetensors.torch import load_file, save_file
 
 import timm_mfd
@@ -101,10 +100,9 @@ embed({rows["cifar10"]}, "{"0" * 64}", 4)
 found.append(refused("resnet18_mfd.cifar10"))
 print(json.dumps(found))
 """
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
-    ).stdout
-    only_cifar10, listed, *loaded, all_listed, damaged = json.loads(output.splitlines()[-1])
+    done = run_python("-c", code)
+    done.check_returncode()
+    only_cifar10, listed, *loaded, all_listed, damaged = json.loads(done.stdout.splitlines()[-1])
     assert "'resnet18_mfd' has no published weights yet; there are those of resnet18_mfd.cifar10;" in only_cifar10
     assert not listed
     assert loaded == [[True, classes, "torch.float32", [3, 64, 64]] for classes in (7, 4)] * 2
