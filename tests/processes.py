@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,22 @@ def start_process(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
         process.start()
     return process
+
+
+def start_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[BaseProcess]:
+    """Start a function in several processes that find each other by the environment, as those of torchrun do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(world_size):
+        environment = {
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        with mock.patch.dict(os.environ, {name: str(value) for name, value in environment.items()}):
+            processes.append(start_process(function, *arguments))
+    return processes
 
 
 def run_python(

@@ -1,10 +1,10 @@
 """One command from two models to their tables and pictures."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from processes import start_ranks
 
 import timm_mfd
 from timm_mfd.data import EvalLoader, load_dataset
@@ -20,15 +21,29 @@ from timm_mfd.pruning import prune_silent
 from timm_mfd.redundancy import measure_redundancy
 
 
-@pytest.fixture
-def models(tmp_path):
-    """Two saved models with different preprocessing, one of them in a run folder."""
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Two saved models with different preprocessing, one of them in a run folder, and a transformer."""
+    root = tmp_path_factory.mktemp("saved")
     for seed, folder in enumerate(("run/model", "other")):
         torch.manual_seed(seed)
         model = timm_mfd.create_model("test_resnet", num_classes=10)
         mean = (0.1 + 0.2 * seed,) * 3
-        timm_mfd.save_pretrained(model, tmp_path / folder, image_size=(8, 8), mean=mean, std=(0.3,) * 3)
+        timm_mfd.save_pretrained(model, root / folder, image_size=(8, 8), mean=mean, std=(0.3,) * 3)
+    timm_mfd.save_pretrained(timm_mfd.create_model("test_vit", num_classes=10), root / "vit")
+    return root
+
+
+@pytest.fixture
+def models(saved, tmp_path):
+    """Copies of the first two that a test may change."""
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     return str(tmp_path / "run"), f"local-dir:{tmp_path}/other"
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    monkeypatch.setattr(analyze, "analysis_pictures", lambda *_: {})
 
 
 def test_two_models_are_measured_with_their_own_preprocessing_and_drawn(models, tmp_path, capsys):
@@ -60,7 +75,9 @@ def viewer_of(folder):
     return json.loads(re.search(r'id="data">(.*)</script>', (folder / "report.html").read_text())[1])
 
 
-def test_a_run_folder_brings_its_curves(models, tmp_path):
+def test_a_run_folder_brings_its_curves(models, tmp_path, monkeypatch):
+    for others in ("correlation_by_stage", "correlation_distribution", "correlation_heat_maps", "feature_maps"):
+        monkeypatch.setattr(f"timm_mfd.figures.analysis.{others}", empty_picture)
     line = {"epoch": 1, "top1": 50, "top5": 90, "criterion_loss": 1.0, "mfd_loss": 0.1, "mfd_per_stage": [0.5, 0.4]}
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     out = tmp_path / "out"
@@ -80,6 +97,12 @@ def test_a_run_folder_brings_its_curves(models, tmp_path):
     assert f'alt="Training of {models[0]}"' in (out / "report.html").read_text()
 
 
+def empty_picture(*arguments):
+    (path,) = (argument for argument in arguments if isinstance(argument, Path))
+    path.write_text("<svg/>")
+    return path
+
+
 @pytest.fixture
 def photo(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
@@ -87,6 +110,7 @@ def photo(tmp_path):
     return tmp_path / "photo.png"
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_an_image_alone_is_measured_at_the_size_of_the_model(models, photo, tmp_path):
     with pytest.raises(SystemExit, match="stage 2 gave 1 sample; correlation needs more images"):
         analyze.main(analyze.Args(model=models[0], image=photo, output_dir=tmp_path / "small"))
@@ -111,6 +135,7 @@ def test_an_image_alone_is_measured_at_the_size_of_the_model(models, photo, tmp_
         assert [image["label"] for image in viewer_of(out)["images"]] == ["photo.png"]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_an_image_beside_a_data_set_is_shown_and_not_measured(models, photo, tmp_path):
     for number, image in enumerate((None, photo)):
         arguments = {"model": models[0], "dataset": "digits", "images": 20, "output_dir": tmp_path / str(number)}
@@ -129,13 +154,21 @@ def with_silent_channels(folder):
     return f"local-dir:{folder}"
 
 
-@pytest.fixture
-def pruned_run(tmp_path, capsys):
+def analyze_and_prune(name, output_dir, prune):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analyze, "analysis_pictures", lambda *_: {})
+        arguments = {"model": name, "dataset": "digits", "images": 51}
+        analyze.main(analyze.Args(**arguments, output_dir=output_dir, prune=prune))
+
+
+@pytest.fixture(scope="module")
+def pruned_run(tmp_path_factory):
     """An analysis of 51 images with `--prune`: model, folder, what it printed."""
-    name = with_silent_channels(tmp_path / "model")
-    arguments = {"model": name, "dataset": "digits", "images": 51}
-    analyze.main(analyze.Args(**arguments, output_dir=tmp_path / "1", prune=tmp_path / "pruned1"))
-    return name, tmp_path, capsys.readouterr().out
+    folder = tmp_path_factory.mktemp("pruned")
+    name = with_silent_channels(folder / "model")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        analyze_and_prune(name, folder / "1", folder / "pruned1")
+    return name, folder, printed.getvalue()
 
 
 def test_what_is_silent_on_all_held_out_images_is_removed(pruned_run):
@@ -166,11 +199,9 @@ def test_what_is_silent_on_all_held_out_images_is_removed(pruned_run):
 
 def test_two_processes_write_the_numbers_of_one_and_prune_the_same(pruned_run):
     name, folder, _ = pruned_run
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", analyze.__file__]
-    flags = ["--model", name, "--dataset", "digits", "--images", "51"]
-    places = ["--output-dir", folder / "2", "--prune", folder / "pruned2"]
-    done = subprocess.run([sys.executable, *launch, *flags, *places], capture_output=True, timeout=180, text=True)
-    assert done.returncode == 0, done.stderr
+    for process in start_ranks(analyze_and_prune, 2, name, folder / "2", folder / "pruned2"):
+        process.join(120)
+        assert process.exitcode == 0
     one, two = (json.loads((folder / number / "redundancy.json").read_text()) for number in "12")
     assert two["removable"] == one["removable"]
     for stage, other in zip(one["models"][name], two["models"][name], strict=True):
@@ -180,6 +211,7 @@ def test_two_processes_write_the_numbers_of_one_and_prune_the_same(pruned_run):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_without_a_silent_channel_nothing_is_pruned_and_the_analysis_stays(models, tmp_path, monkeypatch):
     monkeypatch.setattr(analyze, "prune_silent", nothing_silent)
     with pytest.raises(SystemExit) as stopped:
@@ -199,6 +231,7 @@ def nothing_silent(model, silent, batches, image_size):
     return prune_silent(model, silent, batches, image_size)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_without_torch_pruning_the_analysis_says_what_is_missing(models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(analyze, "CAN_PRUNE", False)
     arguments = {"model": models[0], "dataset": "digits", "output_dir": tmp_path / "out", "images": 9}
@@ -238,7 +271,6 @@ def test_mistakes_are_one_line_and_nothing_is_written(models, tmp_path, change, 
     (tmp_path / "run" / "unfinished").mkdir()
     (tmp_path / "run" / "unfinished" / "args.json").write_text("{}")
     (tmp_path / "file").touch()
-    timm_mfd.save_pretrained(timm_mfd.create_model("test_vit", num_classes=10), tmp_path / "vit")
     places = {
         "IN": tmp_path / "out" / "pruned",
         "FILE": tmp_path / "file" / "out",

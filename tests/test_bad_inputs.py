@@ -19,18 +19,12 @@ from timm.models import save_for_hf
 
 from timm_mfd import checkpoint
 from timm_mfd.arguments import Args
+from timm_mfd.data import place
 from timm_mfd.run_dir import CHECKPOINT
 
-
-@pytest.fixture(autouse=True)
-def _fresh_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-BASE = Args(model="test_resnet", epochs=1, batch_size=8, lr=0.01, output_dir="run", workers=0)
-FOLDER = {"dataset": "folder", "data_dir": "images"}
+pytestmark = pytest.mark.usefixtures("runs_here")
+BASE = Args(model="test_resnet", epochs=1, batch_size=479, lr=0.01, output_dir="run", workers=0)
+FOLDER = {"dataset": "folder", "data_dir": "images", "batch_size": 8}
 RESUME = {"resume": "auto"}
 
 
@@ -321,14 +315,28 @@ WORKS = {
 
 
 @pytest.mark.parametrize(("make", "name", "pixels"), WORKS.values(), ids=WORKS.keys())
-@pytest.mark.parametrize("loader", ["resident", "workers"])
-def test_unusual_images_train_with_the_pixels_a_viewer_shows(make, name, pixels, loader, folder_dataset):
+def test_unusual_images_have_the_pixels_a_viewer_shows(make, name, pixels, folder_dataset):
     make(folder_dataset / "train" / "bee" / name)
     data = train.load_dataset("folder", folder_dataset)
     index = [os.path.basename(path) for path in data.train.paths].index(name)
     assert np.abs(data.train[index].numpy().astype(int) - pixels.astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("loader", ["resident", "workers"])
+def test_unusual_images_train_with_the_pixels_a_viewer_shows(loader, folder_dataset, monkeypatch):
+    """All kinds in one run; the pixels are those that reach the batches."""
+    for number, (make, name, _) in enumerate(WORKS.values()):
+        make(folder_dataset / "train" / "bee" / f"{number} {name}")
+    trained_on = []
+    monkeypatch.setattr(
+        train, "place", lambda *args, **kwargs: trained_on.append(place(*args, **kwargs)) or trained_on[0]
+    )
     train.main(replace(BASE, **FOLDER, loader=loader))
     assert json.loads(Path("run/summary.json").read_text())["count"] == 12
+    files = [os.path.basename(path) for path in train.load_dataset("folder", folder_dataset).train.paths]
+    for number, (_, name, pixels) in enumerate(WORKS.values()):
+        seen = trained_on[0].train[files.index(f"{number} {name}")]
+        assert np.abs(seen.numpy().astype(int) - pixels.astype(int)).max() <= 2, name
 
 
 def test_names_of_classes_may_be_any_text(folder_dataset):

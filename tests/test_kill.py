@@ -4,29 +4,21 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 from pathlib import Path
 
 import pytest
-from processes import start_process
+from processes import start_process, start_ranks
 
 
-def train_in(folder, rank, processes, port, epochs):
+def train_in(folder, epochs):
     """One process of `train.py --resume auto`."""
-    import train
     from train import Args, main
 
     os.chdir(folder)
-    log = os.open(f"log{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(f"log{os.environ.get('RANK', '0')}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    if processes > 1:
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
-        )  # fmt: skip
-        train.torch.set_num_threads(1)
     main(
         Args(
             model="test_resnet", epochs=epochs, batch_size=240, lr=0.05, ema_decay=0.9, checkpoint_minutes=0.0,
@@ -36,10 +28,11 @@ def train_in(folder, rank, processes, port, epochs):
 
 
 def start(folder, processes, epochs):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [start_process(train_in, str(folder), rank, processes, port, epochs) for rank in range(processes)]
+    return (
+        [start_process(train_in, folder, epochs)]
+        if processes == 1
+        else start_ranks(train_in, processes, folder, epochs)
+    )
 
 
 def finish(folder, processes, epochs):
