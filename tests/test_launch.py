@@ -8,7 +8,9 @@ import time
 
 import pytest
 import torch
+from processes import CONTEXT, start_process, wait_for
 
+from timm_mfd.atomic import replacing
 from timm_mfd.interruption import Stopped
 from timm_mfd.launch import follow_launcher, one_line_errors, prepare_cpu, seed_step, start_all_processes
 
@@ -39,25 +41,26 @@ def test_an_interruption_is_one_line(capsys):
     assert capsys.readouterr().err.strip().endswith(": interrupted")
 
 
+def write_half(path, said, writing):
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    with one_line_errors(), replacing(path, shared=True) as partial:
+        partial.write_text("half")
+        writing.set()
+        time.sleep(60)
+
+
 def test_sigterm_ends_in_one_line_and_leaves_no_half_written_file(tmp_path):
-    code = (
-        "import sys, time; from pathlib import Path; from timm_mfd.atomic import replacing\n"
-        "from timm_mfd.launch import one_line_errors\n"
-        "with one_line_errors(), replacing(Path(sys.argv[1]), shared=True) as partial:\n"
-        "    partial.write_text('half'); print('writing', flush=True); time.sleep(60)\n"
-    )
-    running = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "pixels")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert running.stdout.readline() == "writing\n"
-    assert len(list(tmp_path.iterdir())) == 1
+    writing, said, folder = CONTEXT.Event(), tmp_path / "said", tmp_path / "folder"
+    folder.mkdir()
+    running = start_process(write_half, folder / "pixels", said, writing)
+    assert writing.wait(60)
+    assert len(list(folder.iterdir())) == 1
     running.terminate()
-    _, said = running.communicate(timeout=30)
-    assert running.returncode == 128 + signal.SIGTERM
-    assert said.strip().endswith(": SIGTERM: ended")
-    assert len(said.strip().splitlines()) == 1
-    assert not list(tmp_path.iterdir())
+    running.join(30)
+    assert running.exitcode == 128 + signal.SIGTERM
+    assert said.read_text().strip().endswith(": SIGTERM: ended")
+    assert len(said.read_text().strip().splitlines()) == 1
+    assert not list(folder.iterdir())
 
 
 def test_after_a_block_sigterm_is_what_it_was():
@@ -130,8 +133,9 @@ def test_all_processes_that_accelerate_was_asked_for_start_on_a_cpu(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys\n"
-        "from timm_mfd.launch import start_all_processes\n"
-        "start_all_processes()\n"
+        "if 'RANK' not in os.environ:\n"
+        "    from timm_mfd.launch import start_all_processes\n"
+        "    start_all_processes()\n"
         f"open(os.path.join({str(tmp_path)!r}, os.environ.get('RANK', 'alone')), 'w').write(' '.join(sys.argv[1:]))\n"
     )
     environment = {key: value for key, value in os.environ.items() if "RANK" not in key and "WORLD" not in key}
@@ -140,17 +144,26 @@ def test_all_processes_that_accelerate_was_asked_for_start_on_a_cpu(tmp_path):
         command = [sys.executable, "-c", FAKE_LAUNCHER, *flags, "SCRIPT", str(script), "--num_processes", "3"]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
-    for flags in (["--num-processes=2"],):
-        result = launch(*flags)
-        assert result.returncode == 0, result.stderr
-        written = {path.name: path.read_text() for path in tmp_path.iterdir() if path != script}
-        assert written == {"0": "--num_processes 3", "1": "--num_processes 3"}
-        for name in written:
-            (tmp_path / name).unlink()
+    result = launch("--num-processes=2")
+    assert result.returncode == 0, result.stderr
+    written = {path.name: path.read_text() for path in tmp_path.iterdir() if path != script}
+    assert written == {"0": "--num_processes 3", "1": "--num_processes 3"}
+    for name in written:
+        (tmp_path / name).unlink()
     result = launch()
     assert result.returncode != 0
     assert "torchrun --nproc-per-node N" in result.stderr
     assert list(tmp_path.iterdir()) == [script]
+
+
+def test_a_process_that_was_started_with_the_others_starts_none(monkeypatch):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
+    start_all_processes()
+    monkeypatch.delenv("LOCAL_RANK")
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node N"):
+        start_all_processes()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
@@ -166,10 +179,10 @@ def test_training_ends_when_its_launcher_is_killed_alone(tmp_path):
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     environment = os.environ | {"ACCELERATE_MIXED_PRECISION": "no"}
     process = subprocess.Popen([sys.executable, "-c", parent], env=environment)
-    wait_for(tmp_path / "ready")
+    wait_for((tmp_path / "ready").exists)
     process.kill()
     process.wait()
-    wait_for(tmp_path / "told")
+    wait_for((tmp_path / "told").exists)
 
 
 def test_nothing_follows_a_shell(monkeypatch):
@@ -178,10 +191,3 @@ def test_nothing_follows_a_shell(monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", None)  # would raise
     follow_launcher()
     start_all_processes()
-
-
-def wait_for(path):
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.02)
