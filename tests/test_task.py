@@ -122,7 +122,7 @@ def test_weight_zero_reports_that_nothing_was_computed():
     assert all(math.isnan(value) for value in out["mfd_per_stage"].tolist())
 
 
-def test_optimizer_exemptions_carry_the_name_of_the_wrapper():
+def test_parameters_and_optimizer_exemptions_have_the_models_own_names():
     task = MFDClassificationTask(timm.create_model("test_vit", num_classes=5))
-    assert "model.pos_embed" in task.get_trainable_module().no_weight_decay()
-    assert "model.pos_embed" in dict(task.get_trainable_module().named_parameters())
+    assert "pos_embed" in task.get_trainable_module().no_weight_decay()
+    assert "pos_embed" in dict(task.get_trainable_module().named_parameters())

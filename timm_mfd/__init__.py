@@ -2,16 +2,26 @@
 
 from importlib.metadata import version as _version
 
-from .decorrelation import MFDLoss as MFDLoss
-from .decorrelation import MFDOutput as MFDOutput
-from .decorrelation import channel_correlation as channel_correlation
-from .decorrelation import mfd_loss as mfd_loss
-from .hub import push_to_hub as push_to_hub
-from .hub import save_pretrained as save_pretrained
-from .models import create_model as create_model
-from .models import list_models as list_models
-from .stages import StageOutput as StageOutput
-from .stages import forward_stages as forward_stages
-from .task import MFDClassificationTask as MFDClassificationTask
+from .decorrelation import MFDLoss, MFDOutput, channel_correlation, mfd_loss
+from .hub import push_to_hub, save_pretrained
+from .models import create_model, list_models
+from .staged import LossOutput, with_stages
+from .stages import StageOutput, forward_stages
+from .task import MFDClassificationTask
 
+__all__ = [
+    "LossOutput",
+    "MFDClassificationTask",
+    "MFDLoss",
+    "MFDOutput",
+    "StageOutput",
+    "channel_correlation",
+    "create_model",
+    "forward_stages",
+    "list_models",
+    "mfd_loss",
+    "push_to_hub",
+    "save_pretrained",
+    "with_stages",
+]
 __version__ = _version("timm_mfd")

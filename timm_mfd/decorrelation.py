@@ -84,6 +84,12 @@ class MFDOutput(NamedTuple):
     per_stage: Tensor
 
 
+def nothing_measured(stages: Sequence[Tensor]) -> MFDOutput:
+    """Return a loss of 0 and NaN for each stage."""
+    device = stages[0].device
+    return MFDOutput(torch.zeros((), device=device), torch.full((len(stages),), math.nan, device=device))
+
+
 class MFDLoss(nn.Module):
     r"""Multi-stage feature decorrelation: the second term of Eq. 7.
 
@@ -96,7 +102,8 @@ class MFDLoss(nn.Module):
         sync: Whether the samples of all processes count together. `"auto"`: when torch.distributed runs with several.
             Then N processes with b images each have the loss, and after DDP's averaging the gradient, of one process
             with N*b images, also for uneven b; it costs two collectives per call, however many stages. All processes
-            of the default group must call the loss, with stages of the same sizes.
+            of the default group must call the loss, with stages of the same sizes. In evaluation mode each process
+            measures its own images, so that shards of unequal length do not wait for each other.
         max_samples: Upper bound on the samples (image positions) per stage and process: an evenly spaced subset of the
             positions of every image is used, at least one. Cheaper and noisier, and N processes then see N times as
             many as one. For `center="channel"` only. None uses all.
@@ -153,18 +160,14 @@ class MFDLoss(nn.Module):
             raise ValueError(f"MFDLoss takes a sequence of stages, not one tensor {list(stages.shape)}; pass [stage]")
         if len(stages) == 0:
             raise ValueError("MFDLoss needs at least one stage, got none")
-        group = self._group()
+        group = self._group() if self.training else None
         for index, stage in enumerate(stages):
             try:
                 _check_map(stage, self.center, synced=group is not None)
             except ValueError as error:
                 raise ValueError(f"stage {index}: {error}") from None
         if self.weight == 0:
-            reference = stages[0]
-            return MFDOutput(
-                loss=torch.zeros((), device=reference.device),
-                per_stage=torch.full((len(stages),), math.nan, device=reference.device),
-            )
+            return nothing_measured(stages)
         per_stage = mean_squared_correlations(stages, Scope(self.center, self.max_samples, group))
         return MFDOutput(loss=self.weight * per_stage.sum(), per_stage=per_stage)
 

@@ -1,11 +1,15 @@
 """Logits and stage outputs of any timm model from one forward pass of the unmodified model."""
 
+import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 class StageOutput(NamedTuple):
@@ -18,7 +22,7 @@ class StageOutput(NamedTuple):
             (classifiers that are averaged, are convolutions or hold a norm layer, and while dropout is active).
     """
 
-    logits: Tensor | None
+    logits: Tensor
     stages: tuple[Tensor, ...]
     embedding: Tensor | None
 
@@ -53,9 +57,12 @@ def stage_info(model: nn.Module, indices: Sequence[int] | None = None) -> list[S
     """
     info: Any = getattr(model, "feature_info", None)
     if not info or not hasattr(model, "forward_intermediates"):
+        inner = getattr(model, "timm_model", None)
+        remedy = "build it with timm_mfd.create_model, or give feature maps of another network to MFDLoss itself"
+        if inner is not None and hasattr(inner, "forward_intermediates"):
+            remedy = "pass the timm model inside it, its attribute timm_model"
         raise TypeError(
-            f"{type(model).__name__} is not a timm model with forward_intermediates and feature_info; "
-            "build it with timm_mfd.create_model"
+            f"{type(model).__name__} is not a timm model with forward_intermediates and feature_info; {remedy}"
         )
     stages = [
         StageInfo(index, str(entry["module"]), int(entry["num_chs"]), int(entry["reduction"]))
@@ -67,9 +74,9 @@ def stage_info(model: nn.Module, indices: Sequence[int] | None = None) -> list[S
 def forward_stages(model: nn.Module, images: Tensor, indices: Sequence[int] | None = None) -> StageOutput:
     """Run a timm model once and return its logits together with its stage outputs.
 
-    Without hooks and without changing the model, so it works under `torch.compile`, DDP and autocast. Call it inside
-    the `forward` of the module that DDP or Accelerate wraps (`MFDClassificationTask` does), or gradients are not
-    averaged.
+    Without hooks and without changing the model. It runs past whatever wraps the model, so it is for models that
+    nothing wraps: for analysis, and for a loop of one process. For DDP, `torch.compile`, Accelerate and trainers there
+    is `with_stages`.
 
     Args:
         model: Any timm model; none of its weights or keys change.
@@ -82,7 +89,7 @@ def forward_stages(model: nn.Module, images: Tensor, indices: Sequence[int] | No
         `StageOutput(logits, stages, embedding)`; the stages agree with `stage_info(model, indices)`.
 
     Raises:
-        TypeError: If `model` is not a timm model.
+        TypeError: If `model` is not a timm model, or is wrapped or compiled.
         ValueError: If an index is out of range.
 
     Example:
@@ -91,15 +98,75 @@ def forward_stages(model: nn.Module, images: Tensor, indices: Sequence[int] | No
         >>> out.logits.shape, out.stages[0].shape
         (torch.Size([2, 10]), torch.Size([2, 64, 32, 32]))
     """
-    taken = [stage.index for stage in stage_info(model, indices)]
-    timm_model: Any = model
-    features, stages = timm_model.forward_intermediates(images, indices=taken, output_fmt="NCHW")
-    logits, embedding = _forward_head(timm_model, features)
-    return StageOutput(logits, tuple(stages), embedding)
+    if not torch.compiler.is_compiling():  # a compiled function has this model inside, not around
+        check_unwrapped(model, "forward_stages")
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        inside_ddp = DistributedDataParallel._active_ddp_module is not None
+        if processes > 1 and torch.is_grad_enabled() and model.training and not inside_ddp:
+            _warn_of_gradients(processes)
+    return read_stages(model, images, tuple(stage.index for stage in stage_info(model, indices)))
+
+
+def read_stages(model: Any, images: Tensor, taken: Sequence[int]) -> StageOutput:
+    """Do what `forward_stages` does, without asking what wraps the model.
+
+    Args:
+        model: Any timm model.
+        images: Input `[B, in_chans, H, W]`.
+        taken: Indices of the stages, increasing, from 0.
+    """
+    features, stages = model.forward_intermediates(images, indices=list(taken), output_fmt="NCHW")
+    logits, embedding = _forward_head(model, features)
+    # None where there is no classifier; almost everybody has one, and puts the logits into a loss.
+    return StageOutput(cast(Tensor, logits), tuple(stages), embedding)
+
+
+def check_unwrapped(model: nn.Module, caller: str) -> None:
+    """Refuse a model behind a wrapper whose work would be left out.
+
+    Args:
+        model: What was given.
+        caller: The function that it was given to.
+
+    Raises:
+        TypeError: Naming the wrapper and what to write.
+    """
+    attributes = getattr(model, "__dict__", {})
+    kind = next((base.__name__ for base in type(model).__mro__ if base.__name__ in _WRAPPERS), None)
+    if attributes.get("_compiled_call_impl") is not None:
+        kind = "OptimizedModule"
+    elif "_original_forward" in attributes:
+        kind = "Accelerate"
+    if kind is not None:
+        wrapper, remedy = _WRAPPERS[kind]
+        raise TypeError(
+            f"{caller} would run past {wrapper}; put it around the other way: net = {remedy}, then net(images)"
+        )
+
+
+_WRAPPERS = {
+    "OptimizedModule": ("torch.compile", "torch.compile(timm_mfd.with_stages(model))"),
+    "Accelerate": ("accelerator.prepare", "accelerator.prepare(timm_mfd.with_stages(model))"),
+    "DistributedDataParallel": ("DistributedDataParallel", "DistributedDataParallel(timm_mfd.with_stages(model))"),
+    "DataParallel": ("DataParallel", "DataParallel(timm_mfd.with_stages(model))"),
+    "FullyShardedDataParallel": ("FullyShardedDataParallel", "FullyShardedDataParallel(timm_mfd.with_stages(model))"),
+    "FSDPModule": ("fully_shard", "fully_shard(timm_mfd.with_stages(model))"),
+}
+
+
+@functools.cache
+def _warn_of_gradients(processes: int) -> None:
+    warnings.warn(
+        f"forward_stages runs outside of DistributedDataParallel in a run of {processes} processes: gradients are "
+        "averaged only if you do it; use net = DistributedDataParallel(timm_mfd.with_stages(model)), then net(images)",
+        stacklevel=3,
+    )
 
 
 def _take(stages: Sequence[StageInfo], indices: Sequence[int] | None) -> list[int]:
     count = len(stages)
+    if isinstance(indices, int):
+        raise TypeError(f"stage indices are a sequence, not {indices}; write ({indices},) for one stage")
     if indices is None:
         isotropic = len({stage.reduction for stage in stages}) == 1
         if isotropic and count > 4:

@@ -1,6 +1,6 @@
 """Classification loss plus MFD in one forward pass, as a `timm.task` that DDP and Accelerate can wrap."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,42 +8,10 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from .criteria import Reads, cosines_of, fold_classifier, linear_classifier
+from .criteria import Reads, fold_classifier, linear_classifier
 from .decorrelation import MFDLoss
-from .stages import forward_stages, gives_embedding, stage_info
-
-
-class StagedModel(nn.Module):
-    """A timm model whose `forward` returns all that the losses read, so that a DDP wrapper sees it.
-
-    DDP averages gradients only for what its own `forward` computes; calling `forward_intermediates` on the model inside
-    the wrapper would skip that.
-
-    Args:
-        model: Any timm model.
-        indices: Which stages to return, see `forward_stages`.
-        cosines: Whether to return cosines in place of logits.
-    """
-
-    def __init__(self, model: nn.Module, indices: tuple[int, ...] | None = None, cosines: bool = False):
-        super().__init__()
-        self.model = model
-        self.indices = indices
-        self.cosines = cosines
-
-    def forward(self, images: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...], Tensor | None]:
-        """Return logits or cosines `[B, num_classes]`, stages and embedding of `images` `[B, in_chans, H, W]`."""
-        out = forward_stages(self.model, images, self.indices)
-        if self.cosines:
-            assert out.embedding is not None  # the task has refused what gives none
-            return cosines_of(out.embedding, linear_classifier(self.model).weight), out.stages, out.embedding
-        return out.logits, out.stages, out.embedding
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that timm's optimizer factory exempts from weight decay, under their names in this module."""
-        timm_model: Any = self.model
-        names = timm_model.no_weight_decay() if hasattr(timm_model, "no_weight_decay") else set()
-        return {f"model.{name}" for name in names}
+from .staged import plain, with_stages
+from .stages import gives_embedding, stage_info
 
 
 class MFDClassificationTask(ClassificationTask):
@@ -56,15 +24,17 @@ class MFDClassificationTask(ClassificationTask):
     Args:
         model: Any timm model with a classifier.
         criterion: `criterion(logits [B, K], target [B]) -> scalar`, or one of `timm_mfd.criteria`. One that reads
-            cosines sets the classifier's bias to 0 for good. Default: softmax cross-entropy.
+            cosines sets the classifier's bias to 0 for good. Default: timm's, softmax cross-entropy unless
+            `criterion_kwargs` say otherwise.
         mfd: The decorrelation loss. `MFDLoss(weight=0)` is the baseline on the same code path. Default: `MFDLoss()`.
         stage_indices: Which stages to constrain, see `forward_stages`.
+        criterion_kwargs: As for `timm.task.ClassificationTask`, in place of `criterion`: `dict(smoothing=0.1)`.
         device: As for `timm.task.TrainingTask`.
         dtype: As for `timm.task.TrainingTask`.
         verbose: As for `timm.task.TrainingTask`.
 
     Raises:
-        TypeError: If `model` is not a timm model.
+        TypeError: If `model` is not a timm model, or is wrapped already: the task is what is to be wrapped.
         ValueError: If `model` has no classifier, or not the embedding that the criterion reads, or a stage index is out
             of range.
 
@@ -83,6 +53,7 @@ class MFDClassificationTask(ClassificationTask):
         mfd: MFDLoss | None = None,
         *,
         stage_indices: tuple[int, ...] | None = None,
+        criterion_kwargs: Mapping[str, Any] | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
@@ -90,25 +61,27 @@ class MFDClassificationTask(ClassificationTask):
         stage_info(model, stage_indices)  # refuses what has no stages, or not these
         if getattr(model, "num_classes", 0) == 0:
             raise ValueError(f"{type(model).__name__} has no classifier; build it with num_classes >= 1")
-        criterion = nn.CrossEntropyLoss() if criterion is None else criterion
         reads: Reads = getattr(criterion, "reads", "logits")
         if reads != "logits" and not gives_embedding(model, training=True):
             raise ValueError(
                 f"{type(criterion).__name__} needs a model whose classifier is one linear layer on one vector without "
                 f"dropout; {type(model).__name__} has none as it is built"
             )
-        staged = StagedModel(model, stage_indices, cosines=reads == "cosines")
-        super().__init__(staged, criterion, device=device, dtype=dtype, verbose=verbose)
+        mfd = MFDLoss() if mfd is None else mfd
+        net = with_stages(model, stage_indices, mfd)
+        net.cosines = reads == "cosines"
+        options = {"criterion_kwargs": dict(criterion_kwargs)} if criterion_kwargs else {}  # of timm >= 1.0.30
+        super().__init__(net, criterion, device=device, dtype=dtype, verbose=verbose, **options)
+        self.mfd = mfd
         self.reads = reads
         if reads == "cosines" and (bias := linear_classifier(model).bias) is not None:
             # It has no part in a cosine, and DDP would wait for its gradient.
             bias.requires_grad_(False).zero_()
-        self.mfd = MFDLoss() if mfd is None else mfd
 
     @property
     def model(self) -> Any:
         """The plain timm model, without any wrapper."""
-        return unwrap_model(self.trainable_module).model
+        return plain(unwrap_model(self.trainable_module))
 
     def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Create the moving average of the weights; DDP is not to wait for gradients of it."""
@@ -120,9 +93,8 @@ class MFDClassificationTask(ClassificationTask):
         After a criterion that reads cosines it is `fold_classifier` of the model.
         """
         resolved = super().get_eval_model(module=module, ema=ema)
-        inner = None if resolved is None else unwrap_model(resolved)
-        if isinstance(inner, StagedModel):
-            resolved = inner.model
+        if resolved is not None and (inner := unwrap_model(resolved)) is not plain(inner):
+            resolved = plain(inner)
         return fold_classifier(resolved) if self.reads == "cosines" and resolved is not None else resolved
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Tensor]:
@@ -130,7 +102,7 @@ class MFDClassificationTask(ClassificationTask):
         criterion = self.criterion.state_dict() if isinstance(self.criterion, nn.Module) else {}
         state = {f"criterion.{name}": tensor for name, tensor in criterion.items()}
         if self.reads == "cosines":
-            state["classifier.weight"] = linear_classifier(self._staged(ema).model).weight.detach()
+            state["classifier.weight"] = linear_classifier(self._net(ema)).weight.detach()
         return state
 
     def load_task_state(
@@ -146,13 +118,13 @@ class MFDClassificationTask(ClassificationTask):
             raise KeyError("the state lacks classifier.weight, the classifier of the cosines before it was folded")
         if "classifier.weight" in state and self.reads == "cosines":
             with torch.no_grad():
-                linear_classifier(self._staged(ema).model).weight.copy_(state["classifier.weight"])
+                linear_classifier(self._net(ema)).weight.copy_(state["classifier.weight"])
         if isinstance(self.criterion, nn.Module):
             prefix = "criterion."
             own = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
             self.criterion.load_state_dict(own, strict=strict)
 
-    def _staged(self, ema: bool) -> Any:
+    def _net(self, ema: bool) -> Any:
         return unwrap_model(self.get_trainable_module(ema=ema))
 
     def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> Any:
@@ -176,16 +148,15 @@ class MFDClassificationTask(ClassificationTask):
             ValueError: If a class index on the CPU is outside the classes (on a GPU, looking would stall the device).
         """
         _check_labels(target, self.model.num_classes, getattr(self.criterion, "ignore_index", None))
-        logits, stages, embedding = self.trainable_module(input)
-        read = (logits, target, embedding) if self.reads == "embedding" else (logits, target)
+        out = self.trainable_module(input)
+        read = (out.logits, target, out.embedding) if self.reads == "embedding" else (out.logits, target)
         criterion_loss = self.criterion(*read)
-        mfd = self.mfd(stages)
         return {
-            "loss": criterion_loss + mfd.loss,
-            "output": logits,
+            "loss": criterion_loss + out.mfd.loss,
+            "output": out.logits,
             "criterion_loss": criterion_loss.detach(),
-            "mfd_loss": mfd.loss.detach(),
-            "mfd_per_stage": mfd.per_stage.detach(),
+            "mfd_loss": out.mfd.loss.detach(),
+            "mfd_per_stage": out.mfd.per_stage.detach(),
         }
 
 
