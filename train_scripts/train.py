@@ -202,6 +202,8 @@ def main(args: Args) -> None:
             batches = stop.watch(test_loader, f"stopped while evaluating epoch {epoch}; go on with --resume {folder}")
             accuracy = evaluate(evaluated(), batches, data.num_classes, accelerator.autocast)
             line = {"epoch": epoch, "top1": accuracy.top1, "top5": accuracy.top5, **losses}
+            if main_process:  # of every run, so that those without MFD can be compared
+                line["mean_abs_correlation"] = [round(r, 5) for r in stage_correlations(evaluated(), data, args)]
             line["seconds"] = round(line["seconds"] + time.monotonic() - began, 1)
             training.finish_epoch(line)
             if main_process:

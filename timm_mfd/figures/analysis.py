@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ..redundancy import StageRedundancy
 from .correlations import correlation_by_stage, correlation_distribution, correlation_heat_maps
-from .curves import training_curves
+from .curves import compared_curves, training_curves
 from .feature_maps import feature_maps
 
-_SUFFIXES = ("", "_compared")  # of the files of the first and the second model
+_SUFFIXES = ("", "_second")  # of the files of the first and the second model
 
 
 def analysis_pictures(
@@ -67,4 +67,8 @@ def analysis_pictures(
             seen = json.loads(summary.read_text()).get("stages") if summary.is_file() else None
             path = folder / f"curves{_SUFFIXES[number]}.{ending}"
             pictures[f"Training of {name}"] = training_curves(curves[name], path, f"Training of {name}", seen)
+    if len(measured) == 2 and all(curves.values()):
+        path = folder / f"curves_compared.{ending}"
+        both = " and ".join(measured)
+        pictures[f"Training of {both}"] = compared_curves(curves, path, f"Training of {both}")
     return pictures
