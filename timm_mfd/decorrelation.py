@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .correlation import Center, Scope, correlation, mean_squared_correlations
+from .loss.correlation import correlation, mean_squared_correlations
+from .loss.samples import Center, Scope
 
 
 def channel_correlation(x: Tensor, center: Center = "channel") -> Tensor:
@@ -153,10 +154,10 @@ class MFDLoss(nn.Module):
             raise ValueError(f"MFDLoss takes a sequence of stages, not one tensor {list(stages.shape)}; pass [stage]")
         if len(stages) == 0:
             raise ValueError("MFDLoss needs at least one stage, got none")
-        group = self._group()
+        synced = self._is_synced()
         for index, stage in enumerate(stages):
             try:
-                _check_map(stage, self.center, synced=group is not None)
+                _check_map(stage, self.center, synced=synced)
             except ValueError as error:
                 raise ValueError(f"stage {index}: {error}") from None
         if self.weight == 0:
@@ -165,18 +166,18 @@ class MFDLoss(nn.Module):
                 loss=torch.zeros((), device=reference.device),
                 per_stage=torch.full((len(stages),), math.nan, device=reference.device),
             )
-        per_stage = mean_squared_correlations(stages, Scope(self.center, self.max_samples, group))
+        per_stage = mean_squared_correlations(stages, Scope(self.center, self.max_samples, synced))
         return MFDOutput(loss=self.weight * per_stage.sum(), per_stage=per_stage)
 
     def extra_repr(self) -> str:
         """Arguments as they show in `print(task)`."""
         return f"weight={self.weight:g}, center={self.center!r}, sync={self.sync!r}, max_samples={self.max_samples}"
 
-    def _group(self) -> "dist.ProcessGroup | None":
+    def _is_synced(self) -> bool:
         running = dist.is_available() and dist.is_initialized()
         if self.sync is True and not running:
             raise ValueError("sync=True needs an initialised torch.distributed process group; use sync='auto'")
-        return dist.group.WORLD if self.sync and running and dist.get_world_size() > 1 else None
+        return bool(self.sync) and running and dist.get_world_size() > 1
 
 
 def _check_center(center: str) -> None:
