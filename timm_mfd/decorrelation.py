@@ -31,8 +31,8 @@ def channel_correlation(x: Tensor, center: Center = "channel") -> Tensor:
 
     Returns:
         Symmetric matrix `[C, C]` in [-1, 1] with ones on its diagonal. A constant channel has correlation 0 with every
-        channel, itself included. Constant is what varies by less than its own rounding, or less than a millionth of the
-        channel that varies most.
+        channel, itself included. Constant is what varies by less than its own rounding (bf16 and fp16 on CUDA: by less
+        than 1/300 of its mean), or less than a millionth of the channel that varies most.
 
     Raises:
         ValueError: If `x` is not 4-D and floating, or has fewer than 2 samples, or `center` is unknown.
@@ -96,15 +96,17 @@ class MFDLoss(nn.Module):
         center: How Eq. 6 takes the mean, see `channel_correlation`.
         sync: Whether the samples of all processes count together. `"auto"`: when torch.distributed runs with several.
             Then N processes with b images each have the loss, and after DDP's averaging the gradient, of one process
-            with N*b images, also for uneven b; it costs two collectives per call, however many stages. All processes
-            of the default group must call the loss, with stages of the same sizes.
+            with N*b images, also for uneven b; it costs one collective per call, however many stages (two for
+            `center="position"`, whose mean maps have to be known first). All processes of the default group must call
+            the loss, with stages of the same sizes.
         max_samples: Upper bound on the samples (image positions) per stage and process: an evenly spaced subset of the
             positions of every image is used, at least one. Cheaper and noisier, and N processes then see N times as
             many as one. For `center="channel"` only. None uses all.
 
     Under gradient accumulation the statistics are those of each micro-batch. Correlations are taken in float32 or
-    better whatever autocast and the precision modes say. Under `torch.compile` the loss runs outside the compiled
-    graph (one graph break) with the same values. The loss can be differentiated once, by autograd (not `torch.func`).
+    better whatever autocast and the precision modes say (bf16 and fp16 maps on CUDA: as products of what they are, with
+    float32 sums). Under `torch.compile` the loss is part of the graph, with the same values. The loss can be
+    differentiated once, by autograd (not `torch.func`).
 
     Raises:
         ValueError: If an argument is out of its range.

@@ -14,30 +14,40 @@ from .stages import forward_stages, gives_embedding, stage_info
 
 
 class StagedModel(nn.Module):
-    """A timm model whose `forward` returns all that the losses read, so that a DDP wrapper sees it.
+    """A timm model and MFD, so that DDP and `torch.compile` see all that is trained and no stage leaves them.
 
     DDP averages gradients only for what its own `forward` computes; calling `forward_intermediates` on the model inside
-    the wrapper would skip that.
+    the wrapper would skip that. Stages that left it would be kept, converted to float32 (Accelerate) or copied into
+    another memory format (where a compiled graph ends).
 
     Args:
         model: Any timm model.
-        indices: Which stages to return, see `forward_stages`.
-        cosines: Whether to return cosines in place of logits.
+        mfd: The decorrelation loss.
+        indices: Which stages it reads, see `forward_stages`.
+        reads: What the criterion reads.
     """
 
-    def __init__(self, model: nn.Module, indices: tuple[int, ...] | None = None, cosines: bool = False):
+    def __init__(self, model: nn.Module, mfd: MFDLoss, indices: tuple[int, ...] | None, reads: Reads):
         super().__init__()
         self.model = model
+        self.mfd = mfd
         self.indices = indices
-        self.cosines = cosines
+        self.reads = reads
 
-    def forward(self, images: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...], Tensor | None]:
-        """Return logits or cosines `[B, num_classes]`, stages and embedding of `images` `[B, in_chans, H, W]`."""
+    def forward(self, images: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+        """Run the model on `images` `[B, in_chans, H, W]`.
+
+        Returns:
+            Logits or cosines `[B, num_classes]`; the embedding `[B, D]` if the criterion reads it; the weighted MFD
+            term, a scalar; and, detached, MFD of each stage `[S]`.
+        """
         out = forward_stages(self.model, images, self.indices)
-        if self.cosines:
+        logits = out.logits
+        if self.reads == "cosines":
             assert out.embedding is not None  # the task has refused what gives none
-            return cosines_of(out.embedding, linear_classifier(self.model).weight), out.stages, out.embedding
-        return out.logits, out.stages, out.embedding
+            logits = cosines_of(out.embedding, linear_classifier(self.model).weight)
+        mfd = self.mfd(out.stages)
+        return logits, out.embedding if self.reads == "embedding" else None, mfd.loss, mfd.per_stage.detach()
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that timm's optimizer factory exempts from weight decay, under their names in this module."""
@@ -97,18 +107,22 @@ class MFDClassificationTask(ClassificationTask):
                 f"{type(criterion).__name__} needs a model whose classifier is one linear layer on one vector without "
                 f"dropout; {type(model).__name__} has none as it is built"
             )
-        staged = StagedModel(model, stage_indices, cosines=reads == "cosines")
+        staged = StagedModel(model, MFDLoss() if mfd is None else mfd, stage_indices, reads)
         super().__init__(staged, criterion, device=device, dtype=dtype, verbose=verbose)
         self.reads = reads
         if reads == "cosines" and (bias := linear_classifier(model).bias) is not None:
             # It has no part in a cosine, and DDP would wait for its gradient.
             bias.requires_grad_(False).zero_()
-        self.mfd = MFDLoss() if mfd is None else mfd
 
     @property
     def model(self) -> Any:
         """The plain timm model, without any wrapper."""
         return unwrap_model(self.trainable_module).model
+
+    @property
+    def mfd(self) -> MFDLoss:
+        """The decorrelation loss."""
+        return unwrap_model(self.trainable_module).mfd
 
     def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Create the moving average of the weights; DDP is not to wait for gradients of it."""
@@ -176,16 +190,15 @@ class MFDClassificationTask(ClassificationTask):
             ValueError: If a class index on the CPU is outside the classes (on a GPU, looking would stall the device).
         """
         _check_labels(target, self.model.num_classes, getattr(self.criterion, "ignore_index", None))
-        logits, stages, embedding = self.trainable_module(input)
+        logits, embedding, mfd_loss, mfd_per_stage = self.trainable_module(input)
         read = (logits, target, embedding) if self.reads == "embedding" else (logits, target)
         criterion_loss = self.criterion(*read)
-        mfd = self.mfd(stages)
         return {
-            "loss": criterion_loss + mfd.loss,
+            "loss": criterion_loss + mfd_loss,
             "output": logits,
             "criterion_loss": criterion_loss.detach(),
-            "mfd_loss": mfd.loss.detach(),
-            "mfd_per_stage": mfd.per_stage.detach(),
+            "mfd_loss": mfd_loss.detach(),
+            "mfd_per_stage": mfd_per_stage,
         }
 
 

@@ -175,7 +175,7 @@ def _statistics(
         few: Which stages have fewer samples than channels.
 
     Returns:
-        Vectors `[4, S, C]`: inverse norms, a row to fill, means (where they are numbers), (mean / std)^2 in units of
+        Vectors `[4, S, C]`: inverse norms, a row to fill, means (where they are numbers), mean / std in units of 1 /
         the backend's rounding. Then G of each stage, or K where samples are few. Then the means where they are maps.
     """
     backend = _backend(stages)
@@ -195,16 +195,16 @@ def _statistics(
     counts: Sequence[Any] = [view.shape[0] * view.shape[1] for view in views]
     if scope.synced:
         counts, matrices = sum_moments(counts, means, matrices, same_means=known)
-    squared_norms, squared_means = torch.zeros_like(vectors[:2])
+    squared_norms, roundings = torch.zeros_like(vectors[:2])
     for i, (matrix, mean, count) in enumerate(zip(matrices, means, counts, strict=True)):
         channels = mean.shape[-1]
         norms = matrix.square().sum(0) if few[i] else matrix.diagonal()
         torch.mul(norms, scales[i], out=squared_norms[i, :channels])
         size = mean if mean.ndim == 1 else mean.square().mean(0).sqrt()
-        factor = (count * (scales[i] * (cpu if few[i] else backend).rounding(views[i], known))) ** 0.5
-        torch.mul(size, factor, out=squared_means[i, :channels])
-    torch.div(squared_means.square_(), squared_norms, out=offsets)
-    _inverse_norms(squared_norms, squared_means, out=inverse_norms)
+        factor = (count * scales[i]) ** 0.5 * (cpu if few[i] else backend).rounding(views[i], known)
+        torch.mul(size, factor, out=roundings[i, :channels])
+    _inverse_norms(squared_norms, roundings.square(), out=inverse_norms)
+    torch.mul(roundings, inverse_norms, out=offsets)
     for i, y in enumerate(matrices):
         if few[i]:
             z = y * (inverse_norms[i, : y.shape[1]] * scales[i] ** 0.5)

@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from .samples import Scope, channels_last, empty_gradient, gradient_from_rows, samples
+from .samples import Scope, channels_last, empty_gradient, gradient_from_rows, memory_format, samples
 
 # Centred samples held at a time, in elements: what a core's cache holds.
 _CHUNK = 2**19
 # Each chunk also adds to a C x C matrix, so it has rows in proportion to C.
 _ROWS_PER_CHANNEL = 4
 # (x - mean) A may be x A - mean A while |mean| is below 30 std.
-_FAR = 900
+_FAR = 30
 
 
 def rounding(view: Tensor, known: bool) -> float:
-    """Part of the squared mean that the variance of a constant may seem to be."""
-    return (16 * torch.finfo(torch.promote_types(view.dtype, torch.float32)).eps) ** 2
+    """Part of its mean that the deviation of a constant may seem to be."""
+    return 16 * torch.finfo(torch.promote_types(view.dtype, torch.float32)).eps
 
 
 def centered_gram(view: Tensor, mean: Tensor, known: bool) -> Tensor:
@@ -48,11 +48,11 @@ def input_gradients(stages: Sequence[tuple[Tensor, ...]], scope: Scope) -> list[
     """Return (x - mean) A of every stage in its dtype and memory format.
 
     Args:
-        stages: Map x `[B, C, H, W]`, mean `[C]` or `[P, C]`, (mean / std)^2 in units of `rounding` `[C]`, A `[C, C]`.
+        stages: Map x `[B, C, H, W]`, mean `[C]` or `[P, C]`, `rounding` mean / std `[C]`, A `[C, C]`.
         scope: Which values are samples.
     """
     return [
-        _input_gradient(x, mean, a, scope, far=bool((offset > _FAR * rounding(x, mean.ndim == 2)).any()))
+        _input_gradient(x, mean, a, scope, far=bool((offset.abs() > _FAR * rounding(x, mean.ndim == 2)).any()))
         for x, mean, offset, a in stages
     ]
 
@@ -73,7 +73,7 @@ def _input_gradient(x: Tensor, mean: Tensor, a: Tensor, scope: Scope, far: bool)
         # (x - mean) A without the centred copy.
         shift = -(mean @ a)
         if _has_onednn(x):
-            return F.conv2d(x, a[:, :, None, None], shift)
+            return F.conv2d(x, a[:, :, None, None], shift).contiguous(memory_format=memory_format(x))
         if channels_last(x):
             return gradient_from_rows(torch.addmm(shift, source.reshape(-1, channels), a), x, scope)
     gradient = empty_gradient(x, scope)

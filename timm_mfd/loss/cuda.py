@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from . import cpu
 from .samples import Scope, gradient_from_rows, samples
 
-# A variance below this part of the squared mean may be rounding of sums of squares.
-_ROUNDING_OF_SUMS = 1e-5
+# A deviation below this part of the mean may be rounding of sums of squares.
+_ROUNDING_OF_SUMS = 1 / 300
 
 # Rows whose products are summed in one go: tensor cores cut bits off with every 16 of them. A block has rows in
 # proportion to C, as each writes a C x C matrix, and there are about as many tiles of such matrices as a GPU has cores.
@@ -33,7 +33,7 @@ _GUESS = 16
 
 
 def rounding(view: Tensor, known: bool) -> float:
-    """Part of the squared mean that the variance of a constant may seem to be."""
+    """Part of its mean that the deviation of a constant may seem to be."""
     return _ROUNDING_OF_SUMS if is_raw(view, known) else cpu.rounding(view, known)
 
 

@@ -75,12 +75,15 @@ def has_few_samples(x: Tensor, scope: Scope) -> bool:
     return not scope.synced and x.shape[0] * positions_of(x.shape, scope) < x.shape[1]
 
 
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The memory format of the gradient of x: its own, or channels_last."""
+    return torch.contiguous_format if x.is_contiguous() and not channels_last(x) else torch.channels_last
+
+
 def empty_gradient(x: Tensor, scope: Scope) -> Tensor:
-    """Allocate a gradient in the memory format of x, or channels_last: one that `samples` can view; 0 where none is."""
-    nchw = x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.contiguous_format if nchw else torch.channels_last
+    """Allocate a gradient that `samples` can view; 0 where there is no sample."""
     whole = _stride(x.shape, scope.max_samples) == 1
-    return (torch.empty_like if whole else torch.zeros_like)(x, memory_format=memory_format)
+    return (torch.empty_like if whole else torch.zeros_like)(x, memory_format=memory_format(x))
 
 
 def gradient_from_rows(rows: Tensor, x: Tensor, scope: Scope) -> Tensor:
