@@ -7,7 +7,8 @@ import torch.distributed as dist
 from processes import run_processes
 from torch import nn
 
-from timm_mfd import MFDClassificationTask, MFDLoss, channel_correlation, correlation, mfd_loss
+from timm_mfd import MFDClassificationTask, MFDLoss, channel_correlation, mfd_loss
+from timm_mfd.loss import cpu
 
 RESNET50_STAGES = ((64, 32), (256, 32), (512, 16), (1024, 8), (2048, 4))
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -63,8 +64,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("kind", ["channel", "position", "few samples", "max_samples"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_in_many_chunks_gives_the_same_gradient(layout, kind, dtype, monkeypatch):
-    monkeypatch.setattr(correlation, "_CPU_CHUNK", 16)
-    monkeypatch.setattr(correlation, "_ROWS_PER_CHANNEL", 0)
+    monkeypatch.setattr(cpu, "_CHUNK", 16)
+    monkeypatch.setattr(cpu, "_ROWS_PER_CHANNEL", 0)
     channels = 200 if kind == "few samples" else 9
     values = (torch.randn(6, channels, 6, 4) + torch.randn(6, 1, 6, 4) + torch.randn(1, channels, 6, 4)).to(dtype)
     x = LAYOUTS[layout](values.clone()).detach().requires_grad_()
@@ -108,9 +109,9 @@ def test_the_gradient_too_is_accurate_where_the_mean_is_a_thousand_times_the_dev
 def test_without_onednn_the_values_are_the_same(channels, memory_format, monkeypatch):
     x = torch.randn(4, channels, 5, 5).contiguous(memory_format=memory_format)
     with_onednn, without = x.clone().requires_grad_(), x.clone().requires_grad_()
-    assert correlation._has_onednn(x) == torch.backends.mkldnn.is_available()
+    assert cpu._has_onednn(x) == torch.backends.mkldnn.is_available()
     mfd_loss(with_onednn).backward()
-    monkeypatch.setattr(correlation, "_has_onednn", lambda _: False)
+    monkeypatch.setattr(cpu, "_has_onednn", lambda _: False)
     mfd_loss(without).backward()
     torch.testing.assert_close(without.grad, with_onednn.grad, rtol=1e-4, atol=1e-7)
 
@@ -193,10 +194,10 @@ def test_rounded_matrix_products_do_not_decide_a_correlation():
             torch.set_float32_matmul_precision(mode)
             torch.testing.assert_close(channel_correlation(x), exact, rtol=0, atol=1e-6)
             assert torch.get_float32_matmul_precision() == mode, "the mode is the user's"
-            assert correlation._product_dtype(x) == torch.float64
+            assert cpu._product_dtype(x) == torch.float64
     finally:
         torch.set_float32_matmul_precision(before)
-    assert correlation._product_dtype(x) == torch.float32
+    assert cpu._product_dtype(x) == torch.float32
 
 
 def test_rounded_matrix_products_do_not_decide_the_loss_of_few_samples():
@@ -269,26 +270,6 @@ def gradients_of(task, x, y):
     return out, {name: parameter.grad.clone() for name, parameter in task.model.named_parameters()}
 
 
-@pytest.mark.parametrize("what", ["task.compile", "torch.compile(task)"])
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_values_and_gradients_are_the_eager_ones(what, backend):
-    x, y = torch.randn(6, 3, 32, 32), torch.arange(6) % 5
-    expected, expected_gradients = gradients_of(build(), x, y)
-    task = build()
-    if what == "task.compile":
-        task.compile(backend=backend)
-        out, gradients = gradients_of(task, x, y)
-    else:
-        compiled = torch.compile(task, backend=backend)
-        out = compiled(x, y)
-        out["loss"].backward()
-        gradients = {name: parameter.grad for name, parameter in task.model.named_parameters()}
-    torch.testing.assert_close(out["mfd_per_stage"], expected["mfd_per_stage"], rtol=1e-4, atol=1e-6)
-    for name, gradient in expected_gradients.items():
-        assert (gradients[name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-6, name
-
-
 def test_gradient_checkpointing_changes_nothing():
     x, y = torch.randn(6, 3, 32, 32), torch.arange(6) % 5
     _, expected = gradients_of(build(), x, y)
@@ -342,18 +323,19 @@ def train_share(rank, processes, dtype, center):
     layers, x = layers_and_data(dtype, processes)
     calls = []
     real = dist.all_reduce
-    dist.all_reduce = lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs)
+    dist.all_reduce = lambda tensor, **kwargs: calls.append(tensor.numel()) or real(tensor, **kwargs)
     network = nn.parallel.DistributedDataParallel(Stages(layers, MFDLoss(center=center)))
     out = network(x.split(BATCHES[:processes])[rank])
-    collectives = len(calls)
+    sent = list(calls)
     out.loss.backward()
     with torch.no_grad():
         MFDLoss(weight=0)([x]), MFDLoss(sync=False)([x])
+    later = len(calls)
     # The processes leave out different positions, and still agree on the correlation of what they kept.
     bounded = MFDLoss(max_samples=60)([x.split(BATCHES[:processes])[rank].float()]).loss
     return {
         "loss": out.loss.detach(), "gradients": [p.grad for p in layers.parameters()],
-        "collectives": (collectives, len(calls) - 2), "bounded": bounded,
+        "sent": sent, "sent later": later - len(sent), "bounded": bounded,
     }  # fmt: skip
 
 
@@ -376,6 +358,9 @@ def test_processes_with_uneven_batches_give_the_loss_and_averaged_gradient_of_on
         for gradient, parameter in zip(result["gradients"], layers.parameters(), strict=True):
             if parameter.grad.norm() > 1e-9:  # shifts (biases) cannot change a correlation
                 assert (gradient - parameter.grad).norm() <= tolerance * parameter.grad.norm()
-        assert result["collectives"] == (2, 2), (
-            "two for all stages together, none with weight 0, sync=False or backward"
-        )
+        # Of stages with 6 and 41 channels: an upper triangle each, and a row a process of a count and a mean each.
+        triangles, maps = 6 * 7 // 2 + 41 * 42 // 2, 36 * 6 + 4 * 41
+        once = [processes * (2 + 6 + 41) + triangles]
+        means_first = [2 + maps, processes * 2 + triangles]
+        assert result["sent"] == (once if center == "channel" else means_first)
+        assert result["sent later"] == 0, "backward, weight 0 and sync=False send nothing"

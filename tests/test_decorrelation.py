@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import timm_mfd.correlation
 import timm_mfd.decorrelation
+import timm_mfd.loss
 from timm_mfd import MFDLoss, channel_correlation, mfd_loss
 
 CENTERS = ("channel", "position")
@@ -192,14 +192,21 @@ def test_unusable_input_is_named(call, message):
         call()
 
 
-@pytest.mark.parametrize("module", [timm_mfd.decorrelation, timm_mfd.correlation])
-def test_the_method_imports_torch_only(module):
-    standard = {"math", "collections", "typing"}
+METHOD = [Path(timm_mfd.decorrelation.__file__), *Path(timm_mfd.loss.__file__).parent.glob("*.py")]
+
+
+@pytest.mark.parametrize("path", METHOD, ids=lambda path: path.name)
+def test_the_method_imports_torch_only(path):
+    standard = {"math", "collections", "functools", "types", "typing"}
     imported = set()
-    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             imported |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            imported.add("." * node.level + str(node.module).split(".")[0])
-    assert imported - standard <= {"torch", ".correlation"}
-    assert "torch" in imported
+            imported.add("." * node.level + str(node.module or "").split(".")[0])
+    own = {".", ".loss", *(f".{path.stem}" for path in METHOD[1:])}
+    assert imported - standard <= own | {"torch"}
+
+
+def test_the_method_is_found():
+    assert {"decorrelation.py", "correlation.py", "cpu.py", "cuda.py"} <= {path.name for path in METHOD}

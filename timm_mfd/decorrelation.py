@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .correlation import Center, Scope, correlation, mean_squared_correlations
+from .loss.correlation import correlation, mean_squared_correlations
+from .loss.samples import Center, Scope
 
 
 def channel_correlation(x: Tensor, center: Center = "channel") -> Tensor:
@@ -30,8 +31,8 @@ def channel_correlation(x: Tensor, center: Center = "channel") -> Tensor:
 
     Returns:
         Symmetric matrix `[C, C]` in [-1, 1] with ones on its diagonal. A constant channel has correlation 0 with every
-        channel, itself included. Constant is what varies by less than its own rounding, or less than a millionth of the
-        channel that varies most.
+        channel, itself included. Constant is what varies by less than its own rounding (bf16 and fp16 on CUDA: by less
+        than 1/300 of its mean), or less than a millionth of the channel that varies most.
 
     Raises:
         ValueError: If `x` is not 4-D and floating, or has fewer than 2 samples, or `center` is unknown.
@@ -97,20 +98,24 @@ class MFDLoss(nn.Module):
 
     Args:
         weight: The balance factor lambda, one for all stages; the paper uses 1 (Table II). 0 switches the method off:
-            the loss is an exact 0 and no statistics are computed.
+            the loss is an exact 0 and no statistics are computed, unless `measure` asks for them.
         center: How Eq. 6 takes the mean, see `channel_correlation`.
         sync: Whether the samples of all processes count together. `"auto"`: when torch.distributed runs with several.
             Then N processes with b images each have the loss, and after DDP's averaging the gradient, of one process
-            with N*b images, also for uneven b; it costs two collectives per call, however many stages. All processes
-            of the default group must call the loss, with stages of the same sizes. In evaluation mode each process
-            measures its own images, so that shards of unequal length do not wait for each other.
+            with N*b images, also for uneven b; it costs one collective per call, however many stages (two for
+            `center="position"`, whose mean maps have to be known first). All processes of the default group must call
+            the loss, with stages of the same sizes. In evaluation mode each process measures its own images, so that
+            shards of unequal length do not wait for each other.
+        measure: Whether to measure Eq. 5 also where `weight` is 0: without gradients, for `per_stage` alone. It may be
+            set at any time: `mfd.measure = step % 50 == 0`.
         max_samples: Upper bound on the samples (image positions) per stage and process: an evenly spaced subset of the
             positions of every image is used, at least one. Cheaper and noisier, and N processes then see N times as
             many as one. For `center="channel"` only. None uses all.
 
     Under gradient accumulation the statistics are those of each micro-batch. Correlations are taken in float32 or
-    better whatever autocast and the precision modes say. Under `torch.compile` the loss runs outside the compiled
-    graph (one graph break) with the same values. The loss can be differentiated once, by autograd (not `torch.func`).
+    better whatever autocast and the precision modes say (bf16 and fp16 maps on CUDA: as products of what they are, with
+    float32 sums). Under `torch.compile` the loss is part of the graph, with the same values. The loss can be
+    differentiated once, by autograd (not `torch.func`).
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -128,6 +133,7 @@ class MFDLoss(nn.Module):
         center: Center = "channel",
         sync: Literal["auto"] | bool = "auto",
         max_samples: int | None = None,
+        measure: bool = False,
     ):
         super().__init__()
         if not (math.isfinite(weight) and weight >= 0):
@@ -143,6 +149,7 @@ class MFDLoss(nn.Module):
         self.center: Center = center
         self.sync: Literal["auto"] | bool = sync
         self.max_samples = max_samples
+        self.measure = measure
 
     def forward(self, stages: Sequence[Tensor]) -> MFDOutput:
         """Penalise the correlation in every stage.
@@ -160,26 +167,29 @@ class MFDLoss(nn.Module):
             raise ValueError(f"MFDLoss takes a sequence of stages, not one tensor {list(stages.shape)}; pass [stage]")
         if len(stages) == 0:
             raise ValueError("MFDLoss needs at least one stage, got none")
-        group = self._group() if self.training else None
+        synced = self._is_synced() if self.training else False
         for index, stage in enumerate(stages):
             try:
-                _check_map(stage, self.center, synced=group is not None)
+                _check_map(stage, self.center, synced=synced)
             except ValueError as error:
                 raise ValueError(f"stage {index}: {error}") from None
+        nothing = nothing_measured(stages)
+        if self.weight == 0 and not self.measure:
+            return nothing
         if self.weight == 0:
-            return nothing_measured(stages)
-        per_stage = mean_squared_correlations(stages, Scope(self.center, self.max_samples, group))
-        return MFDOutput(loss=self.weight * per_stage.sum(), per_stage=per_stage)
+            stages = [stage.detach() for stage in stages]
+        per_stage = mean_squared_correlations(stages, Scope(self.center, self.max_samples, synced))
+        return MFDOutput(self.weight * per_stage.sum() if self.weight else nothing.loss, per_stage)
 
     def extra_repr(self) -> str:
         """Arguments as they show in `print(task)`."""
         return f"weight={self.weight:g}, center={self.center!r}, sync={self.sync!r}, max_samples={self.max_samples}"
 
-    def _group(self) -> "dist.ProcessGroup | None":
+    def _is_synced(self) -> bool:
         running = dist.is_available() and dist.is_initialized()
         if self.sync is True and not running:
             raise ValueError("sync=True needs an initialised torch.distributed process group; use sync='auto'")
-        return dist.group.WORLD if self.sync and running and dist.get_world_size() > 1 else None
+        return bool(self.sync) and running and dist.get_world_size() > 1
 
 
 def _check_center(center: str) -> None:
@@ -190,7 +200,8 @@ def _check_center(center: str) -> None:
 def _check_map(x: Tensor, center: str, synced: bool = False) -> None:
     _check_center(center)
     if x.ndim != 4:
-        raise ValueError(f"a stage must be 4-D [B, C, H, W], got shape {tuple(x.shape)}")
+        tokens = "; tokens [B, N, C] become such by x.transpose(1, 2)[..., None]" if x.ndim == 3 else ""
+        raise ValueError(f"a stage must be 4-D [B, C, H, W], got shape {tuple(x.shape)}{tokens}")
     if not x.is_floating_point():
         raise ValueError(f"a stage must have a floating dtype, got {x.dtype}")
     batch, _, height, width = x.shape

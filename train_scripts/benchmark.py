@@ -30,9 +30,10 @@ from torch.nn.grad import conv2d_weight
 from torchvision import transforms
 
 import timm_mfd
-from timm_mfd.correlation import Scope, correlation
 from timm_mfd.data import ArrayImages, ImageData, TrainLoader, load_dataset, place
 from timm_mfd.launch import prepare_cpu
+from timm_mfd.loss.correlation import correlation
+from timm_mfd.loss.samples import Scope
 from timm_mfd.models import paper_stem
 
 PARTS = ("stages", "accuracy", "step", "memory", "pipeline", "growth", "bounds")

@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 from timm_mfd import MFDClassificationTask, MFDLoss, checkpoint, create_model, recipes, run_dir, save_pretrained
 from timm_mfd.arguments import Args
-from timm_mfd.correlation import Scope, effective_samples
 from timm_mfd.criteria import create_criterion
 from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, TrainLoader, load_dataset, place
 from timm_mfd.evaluation import evaluate
@@ -45,6 +44,7 @@ from timm_mfd.launch import (
     start_all_processes,
     use_deterministic_kernels,
 )
+from timm_mfd.loss.samples import Scope, effective_samples
 from timm_mfd.models import arguments_for
 from timm_mfd.redundancy import CORRELATION_IMAGES, mean_abs_correlation
 from timm_mfd.stages import stage_shapes

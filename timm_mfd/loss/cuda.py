@@ -1,0 +1,156 @@
+"""Products of centred samples on a GPU: bf16 and fp16 as they are, float32 as two bf16, on every tensor core.
+
+Products of bf16 are exact in float32, and their sums are float32, whatever the precision modes say. Nothing is read
+back to the host.
+
+A half-precision map is multiplied without a centred copy: the mean is taken out of the Gram matrix afterwards, which
+makes its rounding 1 + (mean / std)^2 times as large. A float32 map is centred first and written as high + low, each
+bf16: high^T high + high^T low + low^T high has 16 bits of every value.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from . import cpu
+from .samples import Scope, gradient_from_rows, samples
+
+# A deviation below this part of the mean may be rounding of sums of squares.
+_ROUNDING_OF_SUMS = 1 / 300
+
+# Rows whose products are summed in one go: tensor cores cut bits off with every 16 of them. A block has rows in
+# proportion to C, as each writes a C x C matrix, and there are about as many tiles of such matrices as a GPU has cores.
+_ROWS = 4096
+_ROWS_PER_CHANNEL = 8
+# Elements of a float32 map that are split at a time.
+_CHUNK = 2**26
+# Columns of ones beside the samples, which sum them in the same product: 8, so that rows stay aligned to 16 bytes.
+_ONES = 8
+# Of so many positions one serves for a first guess of the mean, which is then off by no more than 4 std.
+_GUESS = 16
+
+
+def rounding(view: Tensor, known: bool) -> float:
+    """Part of its mean that the deviation of a constant may seem to be."""
+    return _ROUNDING_OF_SUMS if is_raw(view, known) else cpu.rounding(view, known)
+
+
+def is_raw(x: Tensor, known: bool) -> bool:
+    """Whether a map is multiplied as it is: half precision, and one mean per channel."""
+    return x.dtype in (torch.bfloat16, torch.float16) and not known
+
+
+def centered_gram(view: Tensor, mean: Tensor, known: bool) -> Tensor:
+    """Return y^T y for y = samples - mean, `[C, C]`.
+
+    Args:
+        view: Samples `[B, P, C]`.
+        mean: `[C]`, which this writes, or the known map `[P, C]`.
+        known: Whether the mean is given.
+    """
+    if is_raw(view, known):
+        rows = view.reshape(-1, view.shape[2])
+        torch.mean(rows, 0, dtype=mean.dtype, out=mean)
+        return _sum_of_products(rows, rows).addr_(mean, mean, alpha=-len(rows))
+    samples_here, channels = view.shape[0] * view.shape[1], view.shape[2]
+    guess = mean if known else view[:, ::_GUESS].mean((0, 1), dtype=mean.dtype)
+    total = None
+    for chunk in _chunks(view):
+        terms = chunk.new_empty(*chunk.shape[:2], 2 * channels + _ONES, dtype=torch.bfloat16)
+        terms[..., 2 * channels :].fill_(1)
+        _split(chunk, guess, low=terms[..., :channels], high=terms[..., None, channels : 2 * channels])
+        flat = terms.flatten(0, 1)
+        part = _sum_of_products(flat[:, channels:], flat[:, : 2 * channels])
+        total = part if total is None else total.add_(part)
+    assert total is not None  # there is an image
+    cross, gram, sums = total[:channels, :channels], total[:channels, channels:], total[channels].view(2, -1).sum(0)
+    if not known:
+        torch.add(guess, sums, alpha=1 / samples_here, out=mean)
+    return (gram + cross).add_(cross.T).addr_(sums, sums, alpha=-1 / samples_here)
+
+
+def input_gradients(stages: Sequence[tuple[Tensor, ...]], scope: Scope) -> list[Tensor]:
+    """Return (x - mean) A of every stage in its dtype and memory format.
+
+    Args:
+        stages: Map x `[B, C, H, W]`, mean `[C]` or `[P, C]`, what does not matter here, and A `[C, C]`.
+        scope: Which values are samples.
+    """
+    rounded = iter(_round([(mean, a.to(x.dtype)) for x, mean, _, a in stages if is_raw(x, mean.ndim == 2)]))
+    gradients = []
+    for x, mean, _, a in stages:
+        view = samples(x, scope)
+        if is_raw(x, mean.ndim == 2):
+            matrix, bias = next(rounded)
+            rows = torch.addmm(bias, view.reshape(-1, len(a)), matrix, beta=-1)
+        else:
+            rows = _split_product(view, mean, a)
+        gradients.append(gradient_from_rows(rows, x, scope))
+    return gradients
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply two float32 matrices to 16 bits of every value."""
+    return _split_product(a[None], a.new_zeros(1), b)
+
+
+def _round(stages: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Return A and mean A, both in half precision and such that x A - mean A is 0 at the mean.
+
+    The bias, mean A, is that of the rounded A. What it loses where it is rounded itself goes into one row of A, that of
+    the channel whose mean is largest; else the error would be (mean / std) times that of rounding the gradient.
+
+    Args:
+        stages: Mean `[C]` and A in half precision, which this changes, of each stage.
+    """
+    if not stages:
+        return []
+    mean = pad_sequence([mean for mean, _ in stages], batch_first=True)
+    exact = torch.zeros_like(mean)
+    for out, (own, a) in zip(exact, stages, strict=True):
+        torch.sum(a * own[:, None], 0, out=out[: len(a)])
+    bias = exact.to(stages[0][1].dtype)
+    largest = mean.abs().argmax(1, keepdim=True)
+    lost = ((bias - exact) / mean.gather(1, largest)).nan_to_num_(0, 0, 0).to(bias.dtype)
+    for (_, a), row, at in zip(stages, lost, largest, strict=True):
+        a.index_add_(0, at, row[None, : len(a)])
+    return [(a, row[: len(a)]) for (_, a), row in zip(stages, bias, strict=True)]
+
+
+def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return a^T b in float32 for half-precision `[n, K]` and `[n, L]`: sums over blocks of rows, then over blocks."""
+    rows = max(_ROWS, _ROWS_PER_CHANNEL * b.shape[1])
+    blocks = len(a) // rows
+    if blocks < 2:
+        return torch.mm(a.T, b, out_dtype=torch.float32)
+    whole = blocks * rows
+    stacked = (x[:whole].unflatten(0, (blocks, rows)) for x in (a, b))
+    total = torch.bmm(next(stacked).mT, next(stacked), out_dtype=torch.float32).sum(0)
+    return total if whole == len(a) else total.add_(torch.mm(a[whole:].T, b[whole:], out_dtype=torch.float32))
+
+
+def _split_product(view: Tensor, mean: Tensor, a: Tensor) -> Tensor:
+    """Return (samples - mean) A as float32 `[n, C]`: low A_high + high A_high + high A_low in one product."""
+    channels, width = a.shape
+    weights = a.new_empty(3, channels, width, dtype=torch.bfloat16)
+    weights[:2] = a
+    torch.sub(a, weights[0], out=weights[2])
+    parts = []
+    for chunk in _chunks(view):
+        terms = chunk.new_empty(*chunk.shape[:2], 3, channels, dtype=torch.bfloat16)
+        _split(chunk, mean, low=terms[:, :, 0], high=terms[:, :, 1:])
+        parts.append(torch.mm(terms.view(-1, 3 * channels), weights.flatten(0, 1), out_dtype=torch.float32))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _split(chunk: Tensor, mean: Tensor, low: Tensor, high: Tensor) -> None:
+    """Write chunk - mean, `[b, P, C]`, as high `[b, P, copies, C]` + low `[b, P, C]`, both bf16."""
+    torch.sub(chunk[:, :, None].expand(high.shape), mean[..., None, :], out=high)
+    torch.sub(chunk - mean, high[:, :, 0], out=low)
+
+
+def _chunks(view: Tensor) -> Iterator[Tensor]:
+    """Yield all images, some at a time."""
+    return iter(view.split(max(_CHUNK // (view.shape[1] * view.shape[2]), 1)))
