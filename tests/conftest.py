@@ -1,10 +1,15 @@
-"""Fixtures: fixed seeds, and small image folders in the official layouts."""
+"""How the tests run; fixtures: fixed seeds, and small image folders in the official layouts."""
 
 import hashlib
+import os
 import pickle
 import signal
 from dataclasses import replace
 from pathlib import Path
+
+# Before torch is imported. In networks of this size threads wait for each other longer than they compute: where cores
+# are shared, a step takes ten times as long with two. Processes that tests start follow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -15,9 +20,16 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from timm_mfd.data import cifar
+from timm_mfd.launch import cpu_cores
 
 # A shell starts jobs in the background with Ctrl-C ignored, and so would all processes be that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The whole suite runs in several processes, a part of it in this one: it is done before they have started."""
+    whole = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
+    return min(cpu_cores(), 4) if whole else 0
 
 
 @pytest.fixture(autouse=True)
