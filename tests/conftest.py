@@ -1,33 +1,44 @@
-"""Fixtures: fixed seeds, and small image folders in the official layouts."""
+"""How the tests run; fixtures: fixed seeds, and small image folders in the official layouts."""
 
 import hashlib
+import os
 import pickle
 import signal
 from dataclasses import replace
 from pathlib import Path
 
+# Before torch is imported. In networks of this size threads wait for each other longer than they compute: where cores
+# are shared, a step takes ten times as long with two. Processes that tests start follow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What imports torch is imported below, where it is used: the process that hands out the tests does without.
 import numpy as np
 import pytest
-import torch
-import train
-from accelerate.state import AcceleratorState
 from PIL import Image
-from torchvision.datasets import CIFAR10, CIFAR100
-
-from timm_mfd.data import cifar
 
 # A shell starts jobs in the background with Ctrl-C ignored, and so would all processes be that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The whole suite runs in several processes, a part of it in this one: it is done before they have started."""
+    whole = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
+    return min(os.cpu_count() or 1, 4) if whole else 0
+
+
 @pytest.fixture(autouse=True)
 def _seed():
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def runs_here(tmp_path, monkeypatch):
     """A folder and a cache of its own for `train.main` in this process; the runs draw no curves."""
+    import train
+    from accelerate.state import AcceleratorState
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(train, "training_curves", lambda *_: None)
@@ -81,6 +92,8 @@ Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
 def small_cifar(name: str, monkeypatch, labels: dict[str, np.ndarray] | None = None) -> Splits:
     """Random images that count as the published ones from now on: two and one a class, or of the given labels."""
+    from timm_mfd.data import cifar
+
     rng = np.random.default_rng(0)
     classes = 10 if name == "cifar10" else 100
     per_class = {"train": 2, "test": 1}
@@ -102,6 +115,8 @@ def small_cifar(name: str, monkeypatch, labels: dict[str, np.ndarray] | None = N
 
 def write_archive(root: Path, name: str, splits: Splits, monkeypatch) -> Path:
     """Write the official python format, whose checksums the reader then expects."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
     reader = CIFAR10 if name == "cifar10" else CIFAR100
     folder = root / reader.base_folder
     folder.mkdir(parents=True)
@@ -122,6 +137,8 @@ def write_archive(root: Path, name: str, splits: Splits, monkeypatch) -> Path:
 
 def write_class_folders(root: Path, name: str, splits: Splits, ending: str = ".png") -> Path:
     """Write one file per image under names that say nothing of the order."""
+    from timm_mfd.data import cifar
+
     rng = np.random.default_rng(1)
     for split, (pixels, labels) in splits.items():
         for image, label, number in zip(pixels, labels, rng.permutation(len(labels)), strict=True):

@@ -67,7 +67,7 @@ def run_python(
     return subprocess.CompletedProcess(words, process.exitcode, stdout, stderr)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 180) -> None:
     """Return as soon as a condition holds; fail if it takes too long."""
     deadline = time.monotonic() + seconds
     while not condition():

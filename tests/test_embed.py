@@ -22,11 +22,11 @@ NAME = "resnet18_mfd.digits"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of a recipe on digits, in a protocol of three epochs."""
+    """A run of a recipe on digits, in a protocol of one epoch."""
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = tmp_path_factory.mktemp("embed") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        short = replace(recipes.PROTOCOLS["quick"], epochs=3, milestones=(2,), lr=0.02)
+        short = replace(recipes.PROTOCOLS["quick"], epochs=1, milestones=(1,), lr=0.02)
         patch.setattr(recipes, "PROTOCOLS", {**recipes.PROTOCOLS, "quick": short})
         train.main(train.parse(["--recipe", "resnet18/digits/softmax+mfd@quick", "--output-dir", str(folder)]))
         result = results.collect(folder)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,20 +141,11 @@ def test_all_processes_that_accelerate_was_asked_for_start_on_a_cpu(tmp_path):
     )
     environment = {key: value for key, value in os.environ.items() if "RANK" not in key and "WORLD" not in key}
 
-    def launch(*flags):
-        command = [sys.executable, "-c", FAKE_LAUNCHER, *flags, "SCRIPT", str(script), "--num_processes", "3"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-    result = launch("--num-processes=2")
+    command = [sys.executable, "-c", FAKE_LAUNCHER, "--num-processes=2", "SCRIPT", str(script), "--num_processes", "3"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     written = {path.name: path.read_text() for path in tmp_path.iterdir() if path != script}
     assert written == {"0": "--num_processes 3", "1": "--num_processes 3"}
-    for name in written:
-        (tmp_path / name).unlink()
-    result = launch()
-    assert result.returncode != 0
-    assert "torchrun --nproc-per-node N" in result.stderr
-    assert list(tmp_path.iterdir()) == [script]
 
 
 def test_a_process_that_was_started_with_the_others_starts_none(monkeypatch):
@@ -161,8 +153,16 @@ def test_a_process_that_was_started_with_the_others_starts_none(monkeypatch):
         monkeypatch.setenv(name, "0")
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
     start_all_processes()
-    monkeypatch.delenv("LOCAL_RANK")
-    with pytest.raises(ValueError, match="torchrun --nproc-per-node N"):
+
+
+def test_a_number_of_processes_that_is_the_scripts_own_is_not_the_launchers(monkeypatch):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(sys, "argv", ["script.py", "--num_processes", "3"])
+    launcher = SimpleNamespace(cmdline=lambda: ["accelerate", "launch", *sys.argv])
+    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(parent=lambda: launcher))
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node N script.py --num_processes 3"):
         start_all_processes()
 
 

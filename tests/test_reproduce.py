@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +12,7 @@ from typing import get_args
 import pytest
 import reproduce
 import train
-from processes import start_process, wait_for
+from processes import run_python, start_process, wait_for
 from test_report import WITH, WITHOUT, results_of
 
 from timm_mfd import recipes, report, results
@@ -67,6 +65,68 @@ def _run_in(folder, **arguments):
     reproduce.run(**arguments)
 
 
+# Stands for train.py: an epoch when it begins, and one when it ends.
+STAND_IN = """
+import os, signal, sys, time
+from pathlib import Path
+words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if "softmax@" in words["--recipe"] and os.environ.get("FAILS"):
+    sys.exit("x.py: error: boom")
+folder = Path(words["--output-dir"])
+folder.mkdir(parents=True, exist_ok=True)
+
+def end(code, said):
+    with (folder / "metrics.jsonl").open("a") as metrics:
+        metrics.write("{}\\n")
+    print(said, flush=True)
+    sys.exit(code)
+
+told = {
+    "saves": lambda *_: end(143, "stopped in epoch 2"),
+    "finishes": lambda *_: end(0, "finished"),
+    "stays": lambda *_: print("told", flush=True),
+}
+if (folder / "metrics.jsonl").exists() or "WHEN_TOLD" not in os.environ:
+    end(0, "going on from there")
+signal.signal(signal.SIGTERM, told[os.environ["WHEN_TOLD"]])
+(folder / "metrics.jsonl").write_text("{}\\n")
+print("begun", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def stand_in(fast, monkeypatch):
+    """Runs that cost nothing, and their results; they end at once, or as `WHEN_TOLD` says after a signal."""
+    (fast / "fast_train.py").write_text(STAND_IN)
+    made = {
+        f"resnet18-digits-{row}-seed0": results_of(f"resnet18/digits/{row}", 99.0, protocol="quick")[0]
+        for row in ("softmax", "softmax+mfd")
+    }
+    monkeypatch.setattr(results, "collect", lambda folder: made[folder.name])
+    return fast, list(made.values())
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """Makes the clock jump: by so many seconds as soon as a condition holds."""
+    jumps, real, passed = [], time.monotonic, 0.0
+
+    def monotonic():
+        nonlocal passed
+        while jumps and jumps[0][0]():
+            passed += jumps.pop(0)[1]
+        return real() + passed
+
+    monkeypatch.setattr("reproduce.time.monotonic", monotonic)
+    return lambda condition, seconds: jumps.append((condition, seconds))
+
+
+def log_of(folder, row="softmax"):
+    path = folder / "runs" / "reproduce" / "quick" / f"resnet18-digits-{row}-seed0.log"
+    return path.read_text() if path.exists() else ""
+
+
 def processes_of(folder):
     commands = (path for path in Path("/proc").glob("[0-9]*/cmdline"))
     return [path for path in commands if str(folder / "fast_train.py").encode() in _read(path)]
@@ -89,7 +149,7 @@ def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_d
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     for how in (signal.SIGTERM, signal.SIGKILL):
-        running = start_process(partial(_run_in, seeds=2, **DIGITS), str(fast))
+        running = start_process(partial(_run_in, seeds=1, **DIGITS), str(fast))
         wait_for(lambda: done.exists() and epochs() > reached)  # noqa: B023
         os.kill(running.pid, how)
         running.join()
@@ -100,112 +160,97 @@ def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_d
         assert 0 < reached < 12
     before = done.stat()
     shown = (fast / "reproduce.log").read_text()
-    assert "4 runs: 0 done, 4 to do" in shown
-    assert re.search(r"stopped with 3 runs to do; 1\d of 48 epochs are trained, and the same command goes on", shown)
-    assert "4 runs: 1 done, 3 to do" in shown
+    assert "2 runs: 0 done, 2 to do" in shown
+    stopped = re.search(r"stopped with 1 runs to do; (\d+) of 24 epochs are trained, and the same command", shown)
+    assert 12 < int(stopped[1]) < 24  # one run and a part of another
+    assert "2 runs: 1 done, 1 to do" in shown
     assert "failed" not in shown
     reproduce.list_runs(**DIGITS)
     listed = capfd.readouterr().out
     assert re.search(rf"softmax\+mfd .* seed 0 at epoch {reached} of 12", listed)
     assert re.search(r"softmax  .* seeds 0 done", listed)
 
-    reproduce.run(seeds=2, parallel=2, **DIGITS)
+    reproduce.run(seeds=1, **DIGITS)
     shown = capfd.readouterr().out
-    assert "4 runs: 1 done, 3 to do" in shown
-    assert shown.count(": running, see ") == 3
+    assert "2 runs: 1 done, 1 to do" in shown
+    assert shown.count(": running, see ") == 1
     assert "results are in results; reproduce.py report makes tables" in shown
     after = done.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     found = results.read_all(fast / "results")
     assert [(result.recipe.removeprefix("resnet18/digits/"), result.seed) for result in found] == [
-        ("softmax", 0), ("softmax", 1), ("softmax+mfd", 0), ("softmax+mfd", 1),
+        ("softmax", 0), ("softmax+mfd", 0),
     ]  # fmt: skip
     assert all(len(result.curve["top1"]) == 12 for result in found)
-    went_on = {path.stem: path.read_text().count("going on from") for path in cut.parent.glob("*.log")}
-    assert len(went_on) == 4
-    assert {name for name, count in went_on.items() if count} == {cut.name}
-    assert went_on[cut.name] == 2
+    assert [log_of(fast, row).count("going on from") for row in ("softmax", "softmax+mfd")] == [0, 2]
 
-    reproduce.run(seeds=2, **DIGITS)
-    assert "4 runs: 4 done, 0 to do" in capfd.readouterr().out
+    reproduce.run(seeds=1, **DIGITS)
+    assert "2 runs: 2 done, 0 to do" in capfd.readouterr().out
     reproduce.report()
-    assert re.search(r"resnet18 \| digits .*± .*\(n=2\).*± .*\(n=2\)", capfd.readouterr().out)
+    assert re.search(r"resnet18 \| digits .*\d\d\.\d\d .*\d\d\.\d\d", capfd.readouterr().out)
     names = {path.name for path in (fast / "results").iterdir()}
     assert names == {"quick", "README.md", "results.csv", "quick-ours-and-paper.png", "quick-ours-and-paper.svg"}
 
 
-def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(fast, capfd, monkeypatch):
-    """The first run gets to its middle; the limit is reached as soon as it is there."""
-    cut = fast / "runs" / "reproduce" / "quick" / "resnet18-digits-softmax-seed0"
-    real, offset = time.monotonic, 0.0
-
-    def clock():
-        nonlocal offset
-        if (cut / "metrics.jsonl").exists():
-            offset = 65.0  # of 120 seconds: the last minute has begun
-        return real() + offset
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
-        patch.setattr("reproduce.time.monotonic", clock)
+def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(stand_in, later, capfd, monkeypatch):
+    """The first run is asked to stop in its middle; the limit is near as soon as it has begun."""
+    fast, both = stand_in
+    monkeypatch.setenv("WHEN_TOLD", "saves")
+    later(lambda: "begun" in log_of(fast), 65)  # of 120 seconds: the last minute has begun
+    with pytest.raises(SystemExit) as error:
         reproduce.run(seeds=1, time_limit=2, **DIGITS)
     assert error.value.code == 128 + signal.SIGALRM
-    reached = len((cut / "metrics.jsonl").read_text().splitlines())
-    words = (
-        f"stopped at the time limit with 2 runs to do; {reached} of 24 epochs are trained, and the same command goes on"
-    )
-    assert words in capfd.readouterr().err
-    assert 0 < reached < 12
-    assert re.search(r"stopped (in|while evaluating) epoch", cut.with_name(f"{cut.name}.log").read_text())
+    shown = capfd.readouterr().err
+    assert "stopped at the time limit with 2 runs to do; 2 of 24 epochs are trained" in shown
+    assert "the same command goes on" in shown
+    assert "stopped in epoch" in log_of(fast)
+    assert log_of(fast, "softmax+mfd") == ""
     assert not processes_of(fast)
+    monkeypatch.delenv("WHEN_TOLD")
     reproduce.run(seeds=1, **DIGITS)
-    assert len(results.read_all(fast / "results")) == 2
-    assert "going on from" in cut.with_name(f"{cut.name}.log").read_text()
+    assert results.read_all(fast / "results") == both
+    assert "going on from" in log_of(fast)
 
 
-def test_a_run_that_does_not_stop_is_killed_at_the_time_limit(fast, capfd, monkeypatch):
-    (fast / "fast_train.py").write_text("import signal, time\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(60)\n")
-    started = time.monotonic()
-    monkeypatch.setattr("reproduce._SAVING", 1.0)
+def test_a_run_that_does_not_stop_is_killed_at_the_time_limit(stand_in, later, monkeypatch):
+    fast, _ = stand_in
+    monkeypatch.setenv("WHEN_TOLD", "stays")
+    later(lambda: "begun" in log_of(fast), 65)
+    later(lambda: "told" in log_of(fast), 60)
     with pytest.raises(SystemExit) as error:
-        reproduce.run(seeds=1, time_limit=3 / 60, **DIGITS)
+        reproduce.run(seeds=1, time_limit=2, **DIGITS)
     assert error.value.code == 128 + signal.SIGALRM
-    assert 2 < time.monotonic() - started < 30
+    assert "told" in log_of(fast)
     assert not processes_of(fast)
+    assert not (fast / "results").exists()
 
 
-STUBBORN = """
-import os, signal, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if "softmax@" in sys.argv[2]:
-    sys.exit("x.py: error: boom")
-time.sleep(float(os.environ["SECONDS"]))
-"""
+def test_what_is_finished_in_the_last_minute_is_a_result_and_what_failed_is_named(stand_in, later, capfd, monkeypatch):
+    fast, (_, done) = stand_in
+    monkeypatch.setenv("WHEN_TOLD", "finishes")
+    monkeypatch.setenv("FAILS", "1")
+    said = []
 
+    def one_has_failed_and_one_has_begun():
+        said.append(capfd.readouterr().err)
+        return "boom" in "".join(said) and "begun" in log_of(fast, "softmax+mfd")
 
-def test_what_is_finished_in_the_last_minute_is_a_result_and_what_failed_is_named(fast, capfd, monkeypatch):
-    (fast / "fast_train.py").write_text(STUBBORN)
-    (done,) = results_of("resnet18/digits/softmax+mfd", 99.0, protocol="quick")
-    monkeypatch.setattr(results, "collect", lambda _: done)
-    monkeypatch.setattr("reproduce._SAVING", 55.0)  # of 60 seconds
-    monkeypatch.setenv("SECONDS", "7")
+    later(one_has_failed_and_one_has_begun, 65)
     with pytest.raises(SystemExit) as error:
-        reproduce.run(seeds=1, parallel=2, time_limit=1, **DIGITS)
+        reproduce.run(seeds=1, parallel=2, time_limit=2, **DIGITS)
     assert error.value.code == 128 + signal.SIGALRM
-    words = (
-        "stopped at the time limit with 1 runs to do, 1 of which failed (resnet18/digits/softmax@quick seed 0); 0 of"
-    )
+    words = "at the time limit with 1 runs to do, 1 of which failed (resnet18/digits/softmax@quick seed 0); 2 of"
     assert words in capfd.readouterr().err
     assert results.read_all(fast / "results") == [done]
 
 
-def test_a_time_limit_that_comes_when_all_is_done_is_none(fast, monkeypatch):
-    (fast / "fast_train.py").write_text(STUBBORN)
-    (done,) = results_of("resnet18/digits/softmax+mfd", 99.0, protocol="quick")
-    monkeypatch.setattr(results, "collect", lambda _: done)
-    monkeypatch.setattr("reproduce._SAVING", 58.0)
-    monkeypatch.setenv("SECONDS", "4")
-    reproduce.run(seeds=1, rows=("resnet18/digits/softmax+mfd",), time_limit=1, **DIGITS)
+def test_a_time_limit_that_comes_when_all_is_done_is_none(stand_in, later, monkeypatch):
+    fast, (_, done) = stand_in
+    monkeypatch.setenv("WHEN_TOLD", "finishes")
+    later(lambda: "begun" in log_of(fast, "softmax+mfd"), 65)
+    reproduce.run(seeds=1, rows=("resnet18/digits/softmax+mfd",), time_limit=2, **DIGITS)
     assert results.read_all(fast / "results") == [done]
+    assert "finished" in log_of(fast, "softmax+mfd")
 
 
 def test_runs_that_fail_or_were_trained_otherwise_are_named_and_the_others_go_on(fast, capfd):
@@ -216,7 +261,7 @@ def test_runs_that_fail_or_were_trained_otherwise_are_named_and_the_others_go_on
     blocked.mkdir(parents=True)
     (blocked / "notes.txt").write_text("mine")
     words = ["--recipe", "resnet18/digits/softmax+mfd@quick", "--epochs", "1", "--output-dir", str(other)]
-    subprocess.run([sys.executable, str(fast / "fast_train.py"), *words], check=True, capture_output=True)
+    run_python(fast / "fast_train.py", *words).check_returncode()
     with pytest.raises(SystemExit) as error:
         reproduce.run(seeds=1, **DIGITS)
     words = ": 2 of 2 runs have no result: resnet18/digits/softmax@quick seed 0, resnet18/digits/softmax+mfd"
@@ -238,12 +283,12 @@ def test_a_run_that_another_process_trains_is_left_to_it_and_has_not_failed(fast
     assert "failed" not in shown
 
 
-def test_a_run_that_another_process_tried_to_begin_meanwhile_keeps_its_result(fast, capfd):
+def test_a_run_that_another_process_tried_to_begin_meanwhile_keeps_its_result(stand_in, capfd):
     """Both write into the same log."""
-    script = fast / "fast_train.py"
-    script.write_text(f"print('train.py: error: runs: {BUSY}; nothing was changed', flush=True)\n{script.read_text()}")
+    fast, (_, done) = stand_in
+    (fast / "fast_train.py").write_text(f"print('train.py: error: runs: {BUSY}; nothing was changed', flush=True)\n")
     reproduce.run(seeds=1, rows=("resnet18/digits/softmax+mfd",), **DIGITS)
-    assert len(results.read_all(fast / "results")) == 1
+    assert results.read_all(fast / "results") == [done]
     assert "left to the other" not in capfd.readouterr().err
 
 
@@ -264,7 +309,7 @@ def test_missing_data_are_found_before_anything_runs(tmp_path, monkeypatch):
             "tiny_imagenet has 2 classes, 12 training and 4 test images here, the recip",
         ),
         ("mobilenetv2/facescrub", "facescrub has 2 identities here, the recipes need 100; .*prepare_facescrub.py"),
-        ("mobilenetv2/cifar10", "cifar10 has 10 classes, 15 training and 3 test images here, the recipes need"),
+        ("mobilenetv2/cifar10", "cifar10 has 10 classes, 15 training and 12 test images here, the recipes need"),
     ],
 )
 def test_data_that_are_not_the_papers_make_no_result(official_datasets, monkeypatch, row, message):
@@ -431,9 +476,9 @@ def test_no_two_runs_share_a_folder_or_a_log(tmp_path):
     assert len({run.folder for run in runs}) == len({run.job([]).log for run in runs}) == len(runs) == 48 * 3 * 3
 
 
-def test_help_and_list_work_from_the_command_line(tmp_path):
-    command = [sys.executable, reproduce.__file__]
-    shown = subprocess.run([*command, "list", "--table", "6"], capture_output=True, text=True, cwd=tmp_path)
+def test_help_and_list_work_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = run_python(reproduce.__file__, "list", "--table", "6")
     assert shown.returncode == 0, shown.stderr
     assert "resnet50/facescrub/arcface+mfd" in shown.stdout
     assert "0 of 6 recipes have a result" in shown.stdout

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,15 @@ import timm
 import torch
 import train
 from accelerate.state import AcceleratorState
+from processes import start_ranks
 
 import timm_mfd
+from timm_mfd.figures import training_curves
 
 SCRIPT = Path(train.__file__)
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator_and_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("runs_here")
 
 
 def run(**kwargs):
@@ -48,7 +47,8 @@ def launch(*flags, processes=1, timeout=120):
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
-def test_a_run_leaves_the_promised_folder_and_a_model_that_loads(folder_dataset, capsys):
+def test_a_run_leaves_the_promised_folder_and_a_model_that_loads(folder_dataset, capsys, monkeypatch):
+    monkeypatch.setattr(train, "training_curves", training_curves)  # which other runs here do without
     run_dir = run(dataset="folder", data_dir=str(folder_dataset), epochs=2, milestones=(1,))
     assert sorted(path.name for path in run_dir.iterdir()) == [
         "args.json", "checkpoint", "curves.png", "metrics.jsonl", "model", "summary.json",
@@ -203,16 +203,20 @@ def test_an_undecodable_image_is_named_from_a_decoding_process(folder_dataset):
     assert f"train.py: error: cannot decode {broken}: not an image" in result.stderr.splitlines()
 
 
-def test_two_processes_give_the_weights_of_one_with_the_same_batches(folder_dataset):
+def train_convnext(folder, **kwargs):
     """test_convnext has no batch norm, whose statistics are those of each process."""
+    os.chdir(folder)
+    data = {"dataset": "folder", "data_dir": "images", "image_size": 64}
+    run(model="test_convnext", epochs=2, lr=0.05, ema_decay=0.5, **data, **kwargs)
+
+
+def test_two_processes_give_the_weights_of_one_with_the_same_batches(folder_dataset):
     weights, summaries = [], []
+    train_convnext(folder_dataset.parent, output_dir="run1")
+    for process in start_ranks(partial(train_convnext, output_dir="run2"), 2, folder_dataset.parent):
+        process.join(120)
+        assert process.exitcode == 0
     for processes in (1, 2):
-        result = launch(
-            "--dataset", "folder", "--data-dir", folder_dataset, "--model", "test_convnext", "--epochs", 2,
-            "--batch-size", 8, "--lr", 0.05, "--ema-decay", 0.5, "--output-dir", f"run{processes}", "--workers", 0,
-            "--image-size", 64, processes=processes,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
         summaries.append(json.loads(Path(f"run{processes}/summary.json").read_text()))
         weights.append(timm.create_model(f"local-dir:run{processes}/model", pretrained=True).state_dict())
     assert summaries[1]["device"].startswith("2 x cpu")
@@ -227,7 +231,7 @@ def test_two_processes_give_the_weights_of_one_with_the_same_batches(folder_data
 
 def test_the_reported_accuracy_is_that_of_the_saved_model_with_two_processes(tmp_path):
     result = launch(
-        "--model", "test_resnet", "--epochs", 2, "--batch-size", 32, "--output-dir", "run", "--lr", 0.05, processes=2
+        "--model", "test_resnet", "--epochs", 1, "--batch-size", 64, "--output-dir", "run", "--lr", 0.05, processes=2
     )
     assert result.returncode == 0, result.stderr
     summary = json.loads(Path("run/summary.json").read_text())
