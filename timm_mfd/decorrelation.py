@@ -8,7 +8,7 @@ https://arxiv.org/abs/2308.12880.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 import torch.distributed as dist
@@ -180,6 +180,10 @@ class MFDLoss(nn.Module):
             stages = [stage.detach() for stage in stages]
         per_stage = mean_squared_correlations(stages, Scope(self.center, self.max_samples, synced))
         return MFDOutput(self.weight * per_stage.sum() if self.weight else nothing.loss, per_stage)
+
+    if TYPE_CHECKING:  # nn.Module's own call gives Any
+
+        def __call__(self, stages: Sequence[Tensor]) -> MFDOutput: ...  # noqa: D102
 
     def extra_repr(self) -> str:
         """Arguments as they show in `print(task)`."""
