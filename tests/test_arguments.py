@@ -45,6 +45,7 @@ def test_what_leaves_the_past_as_it_was_may_change(change, epochs_begun):
         ({"model": "resnet50_mfd"}, 1, "--model resnet50_mfd (was resnet18_mfd)"),
         ({"stages": (0, 1)}, 1, "--stages 0 1 (was None)"),
         ({"compile": True}, 1, "--compile True (was False)"),
+        ({"compile": True, "compile_mode": "reduce-overhead"}, 1, "--compile-mode reduce-overhead (was default)"),
         ({"mixed_precision": "bf16", "deterministic": True}, 1, "--deterministic True (was False), --mixed-precision"),
         ({"sync_batch_norm": False, "ema_decay": 0.5}, 1, "--ema-decay 0.5 (was 0.0), --sync-batch-norm False"),
     ],

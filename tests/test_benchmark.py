@@ -14,6 +14,8 @@ def test_every_part_measures_and_writes_figures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "write_random_jpegs", lambda root, real=benchmark.write_random_jpegs: real(root, 20))
     monkeypatch.setattr(benchmark, "BOUNDS_MODELS", ("test_resnet",))
     monkeypatch.setattr(benchmark, "BOUNDS_SIDE", 16)
+    monkeypatch.setattr(benchmark, "PROCESSES", (1,))
+    monkeypatch.setattr(benchmark, "measured_rates", lambda *_: {"operations": 1e12, "bytes": 1e11})
     monkeypatch.setattr(benchmark.timm_mfd.MFDClassificationTask, "compile", lambda task: None)  # takes a minute
     output = tmp_path / "figures.json"
     benchmark.main(benchmark.Args(batch_size=4, rounds=1, max_samples=100, models=("test_resnet",), output=str(output)))
@@ -25,11 +27,26 @@ def test_every_part_measures_and_writes_figures(tmp_path, capsys, monkeypatch):
     assert set(results["pipeline"]) == {"timm's loader", "timm_mfd resident", "timm_mfd workers", "decoding once"}
     bounds = results["bounds"]["test_resnet"]
     for variant in ("eager", "compiled"):
-        assert set(bounds[variant]) == {"images_per_second", "data", "launch", "arithmetic", "memory"}
+        shares = {"data", "launch", "arithmetic", "memory"}
+        assert set(bounds[variant]) == {"images_per_second", "kernels", "bytes", "operations"} | shares
         assert all(value > 0 for value in bounds[variant].values())
+    counted = results["stages"]["stage 1"]["timm_mfd"]
+    assert counted["operations"] == pytest.approx(4 * 4 * 32 * 32 * 256**2, rel=1e-3)
+    assert min(counted["kernels"], counted["bytes"], counted["limit"]) > 0
+    assert results["growth"]["4 x samples"]["ratio"] > 0
     for stage in results["accuracy"].values():
         assert stage["as is"] < 1e-4
     assert "written to" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_send_triangles_and_means_in_one_collective(monkeypatch):
+    monkeypatch.setattr(benchmark, "PROCESSES", (1, 2))
+    results = benchmark.measure_growth(benchmark.Args(batch_size=4, rounds=1), torch.device("cpu"), torch.float32)
+    channels = (64, 256, 512, 1024, 2048)
+    numbers = sum(c * (c + 1) // 2 for c in channels) + 2 * (5 + sum(channels))
+    assert results["1 process"]["bytes"] == 0
+    assert (results["2 processes"]["bytes"], results["2 processes"]["collectives"]) == (4 * numbers, 1)
 
 
 def test_the_ways_to_write_eq_5_agree():

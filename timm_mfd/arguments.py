@@ -76,6 +76,8 @@ class Args:
     """Arithmetic of the network; correlations are always taken in float32."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    """For --compile: reduce-overhead replays CUDA graphs, max-autotune also tries kernels out."""
     sync_batch_norm: bool = True
     """Batch norm over the images of all processes, so that N of them train as one."""
     loader: Literal["auto", "resident", "workers"] = "auto"
@@ -133,6 +135,8 @@ class Args:
             raise ValueError(f"--ema-decay must be in [0, 1), not {self.ema_decay}")
         if not self.checkpoint_minutes >= 0:
             raise ValueError(f"--checkpoint-minutes must be at least 0, not {self.checkpoint_minutes}")
+        if self.compile_mode != "default" and not self.compile:
+            raise ValueError(f"--compile-mode {self.compile_mode} needs --compile")
         if self.tracker != "none" and importlib.util.find_spec(self.tracker) is None:
             raise ValueError(f"--tracker {self.tracker} is not installed; pip install {self.tracker}")
         if self.milestones is None:

@@ -12,7 +12,7 @@ from .arguments import FREE
 from .run_dir import changes, shared_machine, write_text
 
 # How a run was computed; its result says so, and it still is a run of the recipe.
-_ARITHMETIC = frozenset(("mixed_precision", "compile", "deterministic", "sync_batch_norm"))
+_ARITHMETIC = frozenset(("mixed_precision", "compile", "compile_mode", "deterministic", "sync_batch_norm"))
 _CURVE = ("top1", "top5", "loss", "criterion_loss", "mfd_loss", "lr")
 
 

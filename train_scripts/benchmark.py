@@ -4,9 +4,10 @@ python train_scripts/benchmark.py                  # a CPU: minutes
 python train_scripts/benchmark.py --batch-size 512 --dtype bf16 --models resnet50_mfd mobilenetv2_100_mfd   # a GPU
 
 Timings alternate between the things compared, so that a busy machine slows all of them; medians are over the rounds and
-spreads are half the range between quartiles.
+spreads are half the range between quartiles. On a GPU a timing is the mean of a loop of calls between two events.
 """
 
+import functools
 import json
 import statistics
 import tempfile
@@ -15,14 +16,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import timm
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
 from alternatives import straightforward, with_corrcoef
-from counters import Operations, PeakMemory, Traffic
+from counters import Kernels, Operations, PeakMemory, Traffic, opened
 from PIL import Image
 from timm.data import create_dataset, create_loader
 from torch import Tensor
@@ -39,6 +42,7 @@ from timm_mfd.models import paper_stem
 PARTS = ("stages", "accuracy", "step", "memory", "pipeline", "growth", "bounds")
 BOUNDS_MODELS = ("mobilenetv2_100_mfd", "resnet50_mfd")  # of the paper's rows that begin with Tiny ImageNet
 BOUNDS_SIDE = 64
+PROCESSES = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -104,19 +108,38 @@ def backward_of(loss: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Non
     return run
 
 
-def time_side_by_side(things: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, Any]:
+def seconds_of(thing: Callable[[], object], device: torch.device, calls: int) -> float:
+    """Time one call on a CPU, or the mean of many on a GPU: between two events, as the host runs ahead of it."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        thing()
+        return time.perf_counter() - started
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    for _ in range(calls):
+        thing()
+    last.record()
+    last.synchronize()
+    return first.elapsed_time(last) / calls / 1e3
+
+
+def counts_of(thing: Callable[[], object]) -> dict[str, int]:
+    """Count what a call does: kernels, bytes moved and operations."""
+    with opened(), Kernels() as kernels, Traffic() as traffic, Operations() as operations:
+        thing()
+    return {"kernels": kernels.started, "bytes": traffic.bytes, "operations": operations.total}
+
+
+def time_side_by_side(
+    things: dict[str, Callable[[], object]], rounds: int, device: torch.device, calls: int = 20
+) -> dict[str, Any]:
     """Return `{name: {median, spread, ratio}}` in seconds; ratios are to the first thing, round by round."""
     seconds: dict[str, list[float]] = {name: [] for name in things}
     for number in range(rounds + 1):
         for name, thing in things.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            thing()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            value = seconds_of(thing, device, calls)
             if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(value)
     first = seconds[next(iter(things))]
     return {
         name: {
@@ -136,8 +159,12 @@ def show(title: str, timings: dict[str, Any]) -> None:
 
 
 def measure_stages(args: Args, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """MFD forward and backward per stage, against the bare products and against other ways to write it."""
+    """MFD forward and backward per stage, against the bare products, other ways to write it, and the device's limit.
+
+    The limit: the time that operations or bytes, whichever take longer, need at the rates of `measured_rates`.
+    """
     results = {}
+    rates = measured_rates(args.rounds, device, dtype)
     for index, x in enumerate(resnet50_maps(args.batch_size, device, dtype)):
         rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
         a = torch.randn(x.shape[1], x.shape[1], device=device, dtype=dtype)
@@ -155,6 +182,14 @@ def measure_stages(args: Args, device: torch.device, dtype: torch.dtype) -> dict
         }
         results[f"stage {index}"] = time_side_by_side(things, args.rounds, device)
         show(f"{x.shape[1]}x{x.shape[2]}x{x.shape[3]}", results[f"stage {index}"])
+        counts = counts_of(things["timm_mfd"])
+        least = max(counts["operations"] / rates["operations"], counts["bytes"] / rates["bytes"])
+        results[f"stage {index}"]["timm_mfd"] |= counts | {"limit": least}
+        print(
+            f"  {'':<14} {counts['kernels']} kernels, {counts['bytes'] / 1e6:,.0f} MB "
+            f"({counts['bytes'] / x.numel():.1f} bytes an element), {counts['operations'] / 1e9:,.1f} GFLOP; "
+            f"limit {least * 1e3:.2f} ms, {least / results[f'stage {index}']['timm_mfd']['median']:.0%} of the time"
+        )
     total = {name: sum(stage[name]["median"] for stage in results.values()) for name in next(iter(results.values()))}
     results["all stages"] = {
         name: {"median": value, "ratio": value / total["two bare products"]} for name, value in total.items()
@@ -247,7 +282,11 @@ def measure_memory(args: Args, device: torch.device, dtype: torch.dtype) -> dict
                     kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
                 return tensor
 
-            with PeakMemory() as memory, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with (
+                opened(),
+                PeakMemory() as memory,
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            ):
                 value = loss(leaf)
                 value.backward()
             size = x.numel() * x.element_size()
@@ -328,7 +367,7 @@ def measure_pipeline(args: Args, device: torch.device, dtype: torch.dtype) -> di
             "timm_mfd resident": run(lambda: ours.epoch(0), channels_last=True),
             "timm_mfd workers": run(lambda: decoding.epoch(0), channels_last=True),
         }
-        timings = time_side_by_side(things, max(args.rounds // 2, 2), device)
+        timings = time_side_by_side(things, max(args.rounds // 2, 2), device, calls=1)
     for value in timings.values():
         value["images_per_second"] = steps * args.batch_size / value["median"]
     print(f"  decoding {len(data.train) + len(data.test):,} images once took {decoding_seconds:.1f} s")
@@ -340,26 +379,70 @@ def measure_pipeline(args: Args, device: torch.device, dtype: torch.dtype) -> di
 
 
 def measure_growth(args: Args, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Forward and backward of one map when batch, channels or resolution double."""
-    results = {}
-    base = (min(args.batch_size, 64), 256, 16)
+    """Forward and backward of one map when samples or channels grow, and of all maps with 1, 2 and 4 processes.
+
+    Every process has the same number of images. On a CPU it has one thread: more processes than cores cannot be fast.
+    """
+    batch, channels, side = min(args.batch_size, 32), 256, 16
     cases = {
-        "base": base,
-        "2 x batch": (2 * base[0], base[1], base[2]),
-        "2 x channels": (base[0], 2 * base[1], base[2]),
-        "2 x resolution": (base[0], base[1], 2 * base[2]),
+        "base": (batch, channels, side),
+        "2 x samples": (2 * batch, channels, side),
+        "4 x samples": (4 * batch, channels, side),
+        "2 x channels": (batch, 2 * channels, side),
         "fewer samples than channels": (2, 2048, 4),
     }
-    for name, (batch, channels, side) in cases.items():
-        x = torch.randn(batch, channels, side, side, device=device, dtype=dtype)
-        cases_x = x.contiguous(memory_format=torch.channels_last)
-        results[name] = time_side_by_side({name: backward_of(timm_mfd.mfd_loss, cases_x)}, args.rounds, device)[name]
-        ratio = results[name]["median"] / results["base"]["median"]
-        results[name]["ratio"] = ratio
-        print(f"  {name:<28} {batch}x{channels}x{side}x{side}  {results[name]['median'] * 1e3:8.2f} ms  x{ratio:.2f}")
+    things = {}
+    for name, (images, width, extent) in cases.items():
+        x = torch.randn(images, width, extent, extent, device=device, dtype=dtype)
+        things[name] = backward_of(timm_mfd.mfd_loss, x.contiguous(memory_format=torch.channels_last))
+    results = time_side_by_side(things, args.rounds, device)
+    show("growth", results)
+    for processes in PROCESSES:
+        if device.type == "cuda" and processes > torch.cuda.device_count():
+            continue
+        name = f"{processes} process" + "es" * (processes > 1)
+        with tempfile.TemporaryDirectory() as scratch:
+            arguments = processes, scratch, device.type, dtype, batch, args.rounds
+            if processes == 1:
+                measure_share(0, *arguments)
+            else:
+                torch.multiprocessing.spawn(measure_share, arguments, processes)
+            results[name] = json.loads((Path(scratch) / "share.json").read_text())
+        results[name]["ratio"] = results[name]["median"] / results["1 process"]["median"]
+        show("growth", {name: results[name]})
+        print(f"  {'':<14} {results[name]['bytes'] / 1e6:.1f} MB in {results[name]['collectives']} collectives")
+    gradients = sum(p.numel() for p in timm_mfd.create_model("resnet50_mfd", num_classes=100).parameters()) * 4
+    results["gradients of ResNet-50"] = {"bytes": gradients}
+    print(f"  {'':<14} {gradients / 1e6:.0f} MB are the gradients of ResNet-50, which DDP sends")
     return results
 
 
+def measure_share(
+    rank: int, processes: int, folder: str, kind: str, dtype: torch.dtype, batch: int, rounds: int
+) -> None:
+    """Time five maps in one of several processes; the first one writes `share.json`."""
+    device, threads = torch.device(kind, rank) if kind == "cuda" else torch.device(kind), torch.get_num_threads()
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    torch.set_num_threads(1)
+    if processes > 1:
+        backend, meet = "nccl" if kind == "cuda" else "gloo", f"file://{folder}/meet"
+        dist.init_process_group(backend, init_method=meet, rank=rank, world_size=processes)
+    sent: list[int] = []
+    reduce, mfd = dist.all_reduce, timm_mfd.MFDLoss()
+    stages = [x.requires_grad_() for x in resnet50_maps(batch, device, dtype)]
+    with mock.patch.object(dist, "all_reduce", lambda t, **kwargs: sent.append(t.nbytes) or reduce(t, **kwargs)):
+        mfd(stages)
+    counts = {"bytes": sum(sent), "collectives": len(sent)}
+    share = time_side_by_side({"share": lambda: mfd(stages).loss.backward()}, rounds, device)["share"]
+    if rank == 0:
+        (Path(folder) / "share.json").write_text(json.dumps(share | counts))
+    if processes > 1:
+        dist.destroy_process_group()
+    torch.set_num_threads(threads)
+
+
+@functools.cache
 def measured_rates(rounds: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """What this device reaches: operations per second of a large product or convolution, bytes per second of a copy."""
     side, size = (8192, 2**28) if device.type == "cuda" else (2048, 2**26)
@@ -399,10 +482,7 @@ def measure_bounds(args: Args, device: torch.device, dtype: torch.dtype) -> dict
     for name in BOUNDS_MODELS:
         task = build_task(name, timm_mfd.MFDLoss(1), device, classes, paper_stem(name, side))
         step, small = (training_step(task, images[:n], labels[:n], dtype) for n in (args.batch_size, 2))
-        with Operations() as operations:
-            step()
-        with Traffic() as traffic:
-            step()
+        counts = counts_of(step)
         compiled = build_task(name, timm_mfd.MFDLoss(1), device, classes, paper_stem(name, side))
         compiled.compile()
         things: dict[str, Callable[[], object]] = {
@@ -421,12 +501,13 @@ def measure_bounds(args: Args, device: torch.device, dtype: torch.dtype) -> dict
             least = {
                 "data": seconds["loader"] / len(loader),
                 "launch": seconds[fixed],
-                "arithmetic": operations.total / rates["operations"],
-                "memory": traffic.bytes / rates["bytes"],
+                "arithmetic": counts["operations"] / rates["operations"],
+                "memory": counts["bytes"] / rates["bytes"],
             }
             speed = args.batch_size / seconds[whole]
-            results[name][variant] = {"images_per_second": speed} | {k: v / seconds[whole] for k, v in least.items()}
-            parts = ", ".join(f"{part} {value / seconds[whole]:.0%}" for part, value in least.items())
+            shares = {part: value / seconds[whole] for part, value in least.items()}
+            results[name][variant] = {"images_per_second": speed, **counts, **shares}
+            parts = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
             print(f"  {name:<20} {variant:<9} {speed:7,.0f} images/s   {parts}")
     return results
 

@@ -1,15 +1,29 @@
-"""What a computation does, counted and not timed: operations, bytes that move, bytes that are alive together."""
+"""What a computation does, counted and not timed: kernels, operations, bytes that move, bytes alive together."""
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from timm_mfd.loss import correlation
+
+
+@contextmanager
+def opened() -> Iterator[None]:
+    """Let counters look into MFD, whose operators hide what they do from them."""
+    with (
+        mock.patch.object(correlation, "_loss_op", correlation.loss_forward),
+        mock.patch.object(correlation, "_loss_backward_op", correlation.loss_backward),
+    ):
+        yield
 
 
 class PeakMemory(TorchDispatchMode):
@@ -35,6 +49,24 @@ class PeakMemory(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.alive -= size
+
+
+class Kernels(TorchDispatchMode):
+    """Number of kernels that an accelerator starts if each operator that is no view starts one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "timm_mfd":
+            raise ValueError(f"{func} hides its kernels; count inside `opened`")
+        out = func(*args, **(kwargs or {}))
+        known = {storage_of(tensor) for tensor in tensors_in((args, kwargs))}
+        writes = any(argument.alias_info and argument.alias_info.is_write for argument in func._schema.arguments)
+        makes = any(storage_of(tensor) not in known for tensor in tensors_in(out))
+        self.started += writes or (makes and "empty" not in func._schema.name)
+        return out
 
 
 class Operations(FlopCounterMode):

@@ -4,13 +4,13 @@ import numpy as np
 import torch
 from torchvision.transforms.functional import normalize, to_tensor
 
-from timm_mfd.data.augmentation import crop_and_flip, normalise, plan_epoch
+from timm_mfd.data.augmentation import crop_and_flip, normalise, plan_epoch, windows
 
 
 def test_crop_and_flip_match_slicing_a_padded_array():
     pixels = torch.randint(0, 256, (50, 5, 7, 3), dtype=torch.uint8)
     plan = plan_epoch(50, seed=1, epoch=2, pad=4, flip=True)
-    out = crop_and_flip(pixels, plan.top, plan.left, plan.flip, pad=4)
+    out = crop_and_flip(pixels, *windows(plan.top, plan.left, plan.flip, 5, 7), pad=4)
     for i, image in enumerate(pixels.numpy()):
         top, left = int(plan.top[i]), int(plan.left[i])
         window = np.pad(image, ((4, 4), (4, 4), (0, 0)))[top : top + 5, left : left + 7]
@@ -41,7 +41,7 @@ def test_a_plan_is_a_function_of_seed_and_epoch():
 def test_without_padding_and_flip_images_are_untouched():
     pixels = torch.randint(0, 256, (6, 4, 4, 3), dtype=torch.uint8)
     plan = plan_epoch(6, seed=0, epoch=0, pad=0, flip=False)
-    assert torch.equal(crop_and_flip(pixels, plan.top, plan.left, plan.flip, pad=0), pixels)
+    assert torch.equal(crop_and_flip(pixels, *windows(plan.top, plan.left, plan.flip, 4, 4), pad=0), pixels)
 
 
 def test_normalise_equals_torchvision_and_is_channels_last():

@@ -47,25 +47,38 @@ def plan_epoch(count: int, *, seed: int, epoch: int, pad: int, flip: bool) -> Ep
     return EpochPlan(order, top, left, mirrored if flip else torch.zeros_like(mirrored))
 
 
-def crop_and_flip(pixels: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:
-    """Cut one window out of each zero-padded image and mirror some, in a single gather.
+def windows(top: Tensor, left: Tensor, flip: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Turn crops and flips, of an epoch at once, into the rows and columns that they show.
+
+    Args:
+        top: `[..., B]`, first row of each window.
+        left: `[..., B]`, first column.
+        flip: `[..., B]`, bool, whether the window is mirrored.
+        height: Of a window.
+        width: Of a window.
+
+    Returns:
+        Rows `[..., B, H]` and columns `[..., B, W]` of the padded image.
+    """
+    columns = torch.arange(width, device=top.device)
+    columns = left[..., None] + torch.where(flip[..., None], width - 1 - columns, columns)
+    return top[..., None] + torch.arange(height, device=top.device), columns
+
+
+def crop_and_flip(pixels: Tensor, rows: Tensor, columns: Tensor, pad: int) -> Tensor:
+    """Cut one window out of each zero-padded image, mirrored where its columns run backwards, in a single gather.
 
     Args:
         pixels: uint8 `[B, H, W, C]`.
-        top: `[B]`, first row of the window in the padded image, in [0, 2 * pad].
-        left: `[B]`, first column.
-        flip: `[B]`, bool.
+        rows: `[B, H]` of the padded image, as `windows` returns them.
+        columns: `[B, W]`.
         pad: Zero pixels on each side.
 
     Returns:
         uint8 `[B, H, W, C]` on the same device.
     """
-    batch, height, width, _ = pixels.shape
     padded = F.pad(pixels, (0, 0, pad, pad, pad, pad))
-    rows = top[:, None] + torch.arange(height, device=pixels.device)
-    columns = torch.arange(width, device=pixels.device).expand(batch, width)
-    columns = left[:, None] + torch.where(flip[:, None], width - 1 - columns, columns)
-    image = torch.arange(batch, device=pixels.device)
+    image = torch.arange(len(pixels), device=pixels.device)
     return padded[image[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
@@ -80,4 +93,4 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     Returns:
         float32 `[B, C, H, W]` in channels_last memory.
     """
-    return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    return ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)

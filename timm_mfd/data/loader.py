@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .augmentation import EpochPlan, crop_and_flip, normalise, plan_epoch
+from .augmentation import EpochPlan, crop_and_flip, normalise, plan_epoch, windows
 from .decoding import decoded_batches
 from .images import ArrayImages, FileImages, ImageData
 
@@ -74,15 +74,16 @@ class TrainLoader:
         """
         data = self.data
         # [steps, images of this process], on the device before the first step: no step waits for a transfer.
-        order, *windows = (
+        order, *choices = (
             choice[: len(self) * self.batch_size].view(len(self), -1)[start:, self.rank :: self.processes]
             for choice in self._plan(epoch)
         )
-        windows = [choice.to(self.device) for choice in windows]
+        top, left, flip = (choice.to(self.device) for choice in choices)
+        shown = windows(top, left, flip, *data.image_size)
         mean, std = _normalisation(data, self.device)
         batches = _fetch(data.train, order, self.device, self.workers)
-        for top, left, flip, (pixels, labels) in zip(*windows, batches, strict=True):
-            yield normalise(crop_and_flip(pixels, top, left, flip, data.pad), mean, std), labels
+        for rows, columns, (pixels, labels) in zip(*shown, batches, strict=True):
+            yield normalise(crop_and_flip(pixels, rows, columns, data.pad), mean, std), labels
 
     def batch_indices(self, epoch: int, step: int) -> list[int]:
         """Return which training images all processes together see in a step."""
