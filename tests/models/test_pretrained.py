@@ -1,12 +1,11 @@
 """The table of pretrained tags: planned ones fit the paper's recipes, and weights may lie inside the package."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import timm
 import torch
+from processes import run_python
 from safetensors.torch import save_file
 
 import timm_mfd
@@ -76,10 +75,9 @@ except ValueError as error:
     found.append(str(error))
 print(json.dumps(found))
 """
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
-    ).stdout
-    same, dtype, listed, error = json.loads(output.splitlines()[-1])
+    done = run_python("-c", code)
+    done.check_returncode()
+    same, dtype, listed, error = json.loads(done.stdout.splitlines()[-1])
     assert same
     assert dtype == str(torch.float32)
     assert listed == ["resnet18_mfd", "resnet18_mfd.inside"]
