@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import train
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -21,6 +23,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def runs_here(tmp_path, monkeypatch):
+    """A folder and a cache of its own for `train.main` in this process; the runs draw no curves."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(train, "training_curves", lambda *_: None)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

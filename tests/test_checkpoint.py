@@ -4,15 +4,14 @@ import json
 import os
 import pickle
 import random
-import signal
-import subprocess
-import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from processes import CONTEXT, start_process, wait_for
 from safetensors.torch import save_file
 
 from timm_mfd import MFDClassificationTask, checkpoint
@@ -176,30 +175,24 @@ def test_what_json_cannot_hold_is_an_error_before_anything_is_written(path):
     assert not path.parent.exists()
 
 
-WRITER = """
-import sys, torch
-from pathlib import Path
-from timm_mfd import checkpoint
-number = 0
-while True:
-    number += 1
-    checkpoint.write(Path(sys.argv[1]), {str(i): torch.full((100_000,), number) for i in range(20)}, {"number": number})
-    print(number, flush=True)
-"""
+def write_forever(path, written):
+    for number in count(1):
+        checkpoint.write(path, {str(i): torch.full((100_000,), number) for i in range(20)}, {"number": number})
+        written.value = number
 
 
 def test_a_killed_writer_leaves_a_whole_checkpoint(path):
     """Writing is all that it does, so nearly every kill hits a write."""
     chance = random.Random(0)
     for _ in range(5):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
-        with writer:
-            finished = int(writer.stdout.readline())
-            time.sleep(0.3 * chance.random())
-            writer.send_signal(signal.SIGKILL)
-            finished = max([finished, *map(int, writer.stdout.read().split())])
+        written = CONTEXT.RawValue("i", 0)  # without a lock, which the killed one could hold
+        writer = start_process(write_forever, path, written)
+        wait_for(lambda: written.value)  # noqa: B023
+        time.sleep(0.3 * chance.random())
+        writer.kill()
+        writer.join()
         tensors, record = checkpoint.read(path)
-        assert record["number"] in (finished, finished + 1)
+        assert record["number"] in (written.value, written.value + 1)
         assert all((tensor == record["number"]).all() for tensor in tensors.values())
 
 

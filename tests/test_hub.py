@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import asdict
 
 import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
+from processes import run_python
 from safetensors.torch import load_file, save_file
 
 import timm_mfd
@@ -43,7 +42,7 @@ def test_a_saved_model_rebuilds_itself_in_a_new_process(tmp_path, arch, stem):
         f"model = timm.create_model('local-dir:{folder}', pretrained=True).eval()\n"
         f"torch.save(model(torch.load('{tmp_path}/x.pt')), '{tmp_path}/y.pt')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    run_python("-c", code).check_returncode()
     plain = timm_mfd.create_model(arch, num_classes=6, stem=stem).eval()
     plain.load_state_dict(model.state_dict())
     assert torch.equal(torch.load(tmp_path / "y.pt"), plain(x))

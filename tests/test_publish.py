@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +13,7 @@ import publish
 import pytest
 import torch
 from hub_server import HubServer
+from processes import run_python
 
 from timm_mfd import create_model, recipes, results, save_pretrained
 from timm_mfd.data import load_dataset
@@ -66,7 +65,7 @@ def published(tmp_path_factory):
 
 
 def call(command, environment, code=0):
-    result = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment)
+    result = run_python(*command, env=environment)
     output = result.stdout + result.stderr
     assert result.returncode == code, output
     assert TOKEN not in output

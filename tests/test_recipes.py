@@ -7,13 +7,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 import train
 from accelerate.state import AcceleratorState
+from torch import nn
 
-from timm_mfd import recipes, results
+from timm_mfd import create_model, recipes, results
 from timm_mfd.arguments import Args
+from timm_mfd.criteria import AMSoftmaxLoss, ArcFaceLoss, CenterLoss
 from timm_mfd.models import paper_stem
 from timm_mfd.recipes import PAPER_RECIPES, find, select
+from timm_mfd.stages import stage_shapes
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper.txt"
 OWN_RECIPES = [recipe for table in ("eq6", "weights") for recipe in select(table)]
@@ -27,6 +31,16 @@ CHANNELS = {
     "resnet50": [64, 256, 512, 1024, 2048], "resnext50": [64, 256, 512, 1024, 2048],
     "densenet121": [64, 256, 512, 1024, 1024], "mobilenetv2": [16, 24, 32, 96, 320],
 }  # fmt: skip
+CRITERIA = {"softmax": nn.CrossEntropyLoss, "center": CenterLoss, "am_softmax": AMSoftmaxLoss, "arcface": ArcFaceLoss}
+# One of each backbone, data set, criterion and reading of Eq. 6, with MFD and without.
+TRAINED = [
+    find(name)[0]
+    for name in (
+        "resnet50/facescrub/center+mfd", "resnet50/facescrub/am_softmax", "resnet50/facescrub/arcface+mfd",
+        "resnext50/cifar10/softmax+mfd", "densenet121/cifar100/softmax", "mobilenetv2/cifar100/softmax+mfd0.1",
+        "mobilenetv2/tiny_imagenet/softmax+mfd_position",
+    )
+]  # fmt: skip
 
 
 def test_there_are_the_42_runs_of_four_tables():
@@ -112,6 +126,32 @@ def test_the_strong_protocol_is_longer_and_gives_mobilenet_a_small_stem():
 
 
 @pytest.mark.parametrize("recipe", [*PAPER_RECIPES, *OWN_RECIPES], ids=lambda recipe: recipe.id)
+def test_every_recipe_has_the_stages_of_its_network_at_the_size_of_its_images(recipe):
+    size = recipes.DATA_SIZES[recipe.dataset]
+    args = train.parse(["--recipe", recipe.id]).checked()
+    assert args == recipe.arguments().checked()
+    with torch.device("meta"):  # shapes are computed, numbers are not
+        model = create_model(args.model, num_classes=size.classes, stem=args.stem)
+        task = train.build_task(args, model, torch.device("meta"))
+        stages = stage_shapes(model, torch.zeros(1, 3, size.side, size.side), args.stages)
+    assert [shape[1] for _, shape in stages] == CHANNELS[recipe.backbone]
+    side = SIDES[recipe.backbone if "mobile" in recipe.backbone else "other", size.side]
+    assert [tuple(shape[2:]) for _, shape in stages] == [(s, s) for s in side]
+    assert (task.mfd.weight, task.mfd.center) == (recipe.mfd_weight, recipe.mfd_center)
+    assert type(task.criterion) is CRITERIA[recipe.criterion]
+
+
+def test_the_recipes_that_are_trained_here_have_everything_that_the_others_have():
+    def parts(recipes):
+        return [
+            {getattr(recipe, part) for recipe in recipes} for part in ("backbone", "dataset", "criterion", "mfd_center")
+        ]
+
+    assert parts(TRAINED) == parts([*PAPER_RECIPES, *OWN_RECIPES])
+    assert {recipe.mfd_weight > 0 for recipe in TRAINED} == {True, False}
+
+
+@pytest.mark.parametrize("recipe", TRAINED, ids=lambda recipe: recipe.id)
 def test_every_recipe_trains_on_its_data_set(recipe, official_datasets, tmp_path, monkeypatch, capsys):
     """`train.py --recipe ID --epochs 1` on two tiny batches, to a finished run that is no result: it is too short."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -181,7 +221,6 @@ def test_unknown_names_are_named(call, message):
 
 
 def test_open_choices_name_the_values_that_are_used():
-    from timm_mfd.criteria import ArcFaceLoss, CenterLoss
     from timm_mfd.data.facescrub import IDENTITIES
 
     choices = recipes.OPEN_CHOICES

@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from processes import CONTEXT, start_process
 
 from timm_mfd import run_dir
 
@@ -81,29 +81,31 @@ def test_a_run_with_a_checkpoint_is_never_begun_again():
     assert Path("other/args.json").read_text() == before
 
 
+def hold(folder, held, seconds):
+    run_dir.hold(folder)
+    held.set()
+    time.sleep(seconds)
+
+
+def held_by_another_process(folder, seconds):
+    held = CONTEXT.Event()
+    process = start_process(hold, Path(folder).resolve(), held, seconds)
+    assert held.wait(60)
+    return process
+
+
 def test_a_process_that_still_saves_is_waited_for():
     begin("busy")
-    holder = "import time; from pathlib import Path; from timm_mfd import run_dir; run_dir.hold(Path('busy')); "
-    process = subprocess.Popen(
-        [sys.executable, "-c", holder + "print(1, flush=True); time.sleep(0.5)"], stdout=subprocess.PIPE, text=True
-    )
-    with process:
-        process.stdout.readline()
-        run_dir.hold(Path("busy"))
+    held_by_another_process("busy", seconds=0.5)
+    run_dir.hold(Path("busy"))
 
 
 def test_a_folder_that_another_process_writes_is_refused_until_that_one_dies():
     begin("busy")
-    holder = (
-        "from pathlib import Path; from timm_mfd import run_dir; run_dir.hold(Path('busy')); "
-        "print(1, flush=True); input()"
-    )
-    process = subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with process:
-        assert process.stdout.readline() == "1\n"
-        with pytest.raises(FileExistsError, match="busy: another process writes into this run; nothing was changed"):
-            run_dir.hold(Path("busy"), patience=0.2)
-        process.kill()
+    process = held_by_another_process("busy", seconds=60)
+    with pytest.raises(FileExistsError, match="busy: another process writes into this run; nothing was changed"):
+        run_dir.hold(Path("busy"), patience=0.2)
+    process.kill()
     run_dir.hold(Path("busy"))
 
 

@@ -1,5 +1,6 @@
 """Run folders: never shared, never overwritten, and found again when a run is to go on."""
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -284,6 +285,7 @@ def _unfinished_runs(prefix: str) -> Iterator[Path]:
             yield checkpoint
 
 
+@functools.cache  # of the code that this process imported
 def _commit() -> tuple[str | None, bool | None]:
     """Return the git commit of this package's code and whether it was modified; None outside a repository."""
     git = ["git", "-C", str(Path(__file__).parent)]

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from processes import run_python
 
 from timm_mfd.data import load_dataset
 from timm_mfd.data.facescrub import LISTS, Face, prepare, read_lists
@@ -121,19 +120,14 @@ def test_a_file_that_is_no_image_counts_as_unreadable(tmp_path, published):
     assert prepare(lists, images, tmp_path / "out", identities=4)["unreadable"] == 1
 
 
-def run(*arguments):
-    words = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=60)
-
-
 def test_the_script_says_what_it_found(tmp_path, published):
-    words = ("--lists", published[0], "--images", published[1], "--output", tmp_path / "out", "--identities", 4)
-    done = run(*words)
+    words = (SCRIPT, "--lists", published[0], "--images", published[1], "--output", tmp_path / "out", "--identities", 4)
+    done = run_python(*words)
     assert done.returncode == 0, done.stderr
     assert "4 identities, " in done.stdout
     assert "of 32 published faces 0 have no image" in done.stdout
     assert f"--dataset facescrub --data-dir {tmp_path / 'out'}" in done.stdout
-    again = run(*words)
+    again = run_python(*words)
     assert again.returncode == 1
     assert again.stderr.endswith("is not empty; choose a new folder\n")
 

@@ -1,12 +1,12 @@
 """Decoded images: the same pixels, decoded once, and a cache that is never believed blindly."""
 
 import errno
-import multiprocessing
 import os
 
 import pytest
 import torch
 from conftest import write_image
+from processes import CONTEXT, start_process
 from safetensors.torch import save_file
 
 from timm_mfd.data import ImageDecodeError, load_dataset, place, resident
@@ -122,12 +122,8 @@ def _build(root, cache, ready, decoded):
 
 
 def test_three_processes_that_start_together_decode_once_and_leave_a_whole_cache(folder_dataset, tmp_path, capsys):
-    context = multiprocessing.get_context("spawn")
-    ready, decoded = context.Barrier(3), context.Value("i", 0)
-    arguments = (folder_dataset, tmp_path / "cache", ready, decoded)
-    builders = [context.Process(target=_build, args=arguments) for _ in range(3)]
-    for builder in builders:
-        builder.start()
+    ready, decoded = CONTEXT.Barrier(3), CONTEXT.Value("i", 0)
+    builders = [start_process(_build, folder_dataset, tmp_path / "cache", ready, decoded) for _ in range(3)]
     for builder in builders:
         builder.join(120)
         assert builder.exitcode == 0

@@ -43,6 +43,7 @@ def _end_with_this_process() -> None:
 
 
 def _kill_decoding_processes() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise, as if they had crashed
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
