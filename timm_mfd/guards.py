@@ -108,8 +108,32 @@ def sample_warnings(stages: Sequence[StageInfo], samples: Sequence[int]) -> list
     return found
 
 
+def average_warnings(decay: float, steps: int) -> list[str]:
+    """Say how much of a moving average of the weights are the initial ones, if that is more than a hundredth.
+
+    Args:
+        decay: Of the average per step; 0 is none.
+        steps: Of the whole run.
+
+    Returns:
+        One sentence, or none.
+    """
+    left = decay**steps
+    if left <= 0.01:
+        return []
+    return [
+        f"the moving average of --ema-decay {decay:g}, which is evaluated and saved, still holds {100 * left:.0f} % of "
+        f"the initial weights after {steps:,} steps; at most {0.01 ** (1 / steps):.3g} suits so short a run"
+    ]
+
+
 def verdicts(
-    losses: Sequence[float], answers: Sequence[int], labels: Tensor, top1: float, class_names: Sequence[str]
+    losses: Sequence[float],
+    answers: Sequence[int],
+    labels: Tensor,
+    top1: float,
+    class_names: Sequence[str],
+    average: str = "",
 ) -> list[str]:
     """Say in words what is wrong with a trained model, if anything plainly is.
 
@@ -119,6 +143,7 @@ def verdicts(
         labels: Class indices `[N]` of the held-out images.
         top1: Accuracy on them in percent.
         class_names: One name per class.
+        average: What `average_warnings` says, if anything: then it is the likelier reason.
 
     Returns:
         Sentences; none for a model that learned something.
@@ -132,12 +157,12 @@ def verdicts(
     elif len(answered) == 1:
         found.append(
             f"the model is constant: it answers {class_names[answered[0]]!r} for every one of the {len(labels):,} "
-            "held-out images; try a lower --lr, or look at the images"
+            f"held-out images; {average or 'try a lower --lr, or look at the images'}"
         )
     elif top1 <= chance:
         found.append(
             f"the model learned nothing that helps: it is right for {top1:.2f} % of the held-out images, and one that "
-            f"always answered {class_names[usual]!r} would be for {chance:.2f} %"
+            f"always answered {class_names[usual]!r} would be for {chance:.2f} %{'; ' * bool(average)}{average}"
         )
     if losses and losses[-1] > 1.5 * min(losses):
         best = min(range(len(losses)), key=losses.__getitem__)

@@ -52,7 +52,7 @@ def accuracy_of(run: Path) -> str:
     summary = run / "summary.json"
     if not summary.is_file():
         return ""
-    found = json.loads(summary.read_text())
+    found = json.loads(summary.read_text(encoding="utf-8-sig"))
     return f"top-1 {found['top1']:.2f} % of {found['count']:,} {found['split']} images"
 
 
@@ -67,6 +67,8 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
     """
     path = run / "metrics.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return (
+            [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines()] if path.is_file() else []
+        )
     except ValueError:
         raise ValueError(f"{path} is damaged; mend or remove it") from None

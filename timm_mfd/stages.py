@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .errors import first_words
+
 
 class StageOutput(NamedTuple):
     """What `forward_stages` returns.
@@ -82,7 +84,7 @@ def forward_stages(model: nn.Module, images: Tensor, indices: Sequence[int] | No
         `StageOutput(logits, stages, embedding)`; the stages agree with `stage_info(model, indices)`.
 
     Raises:
-        TypeError: If `model` is not a timm model.
+        TypeError: If `model` is not a timm model, or returns several logits, as distilled ones can.
         ValueError: If an index is out of range.
 
     Example:
@@ -95,6 +97,11 @@ def forward_stages(model: nn.Module, images: Tensor, indices: Sequence[int] | No
     timm_model: Any = model
     features, stages = timm_model.forward_intermediates(images, indices=taken, output_fmt="NCHW")
     logits, embedding = _forward_head(timm_model, features)
+    if logits is not None and not isinstance(logits, Tensor):
+        raise TypeError(
+            f"{type(model).__name__} returns {len(logits)} logits for an image while it trains; call its "
+            "set_distilled_training(False), which takes their mean"
+        )
     return StageOutput(logits, tuple(stages), embedding)
 
 
@@ -180,11 +187,11 @@ def stage_shapes(
     model.eval()
     try:
         stages = forward_stages(model, images, indices).stages
-    except torch.OutOfMemoryError:  # says nothing about the size of images
+    except (torch.OutOfMemoryError, MemoryError, ValueError):  # say nothing about the size of images
         raise
-    except (AssertionError, RuntimeError) as error:
+    except Exception as error:
         size = f"{images.shape[2]}x{images.shape[3]}"
-        raise ValueError(f"{type(model).__name__} does not take images of {size}: {error}") from None
+        raise ValueError(f"{type(model).__name__} does not take images of {size}: {first_words(error)}") from None
     finally:
         model.train(was_training)
     return list(zip(stage_info(model, indices), (stage.shape for stage in stages), strict=True))

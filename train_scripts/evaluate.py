@@ -5,6 +5,10 @@ python train_scripts/evaluate.py --model runs/NAME --dataset digits
 python train_scripts/evaluate.py --model hf-hub:ORG/NAME@v1.0 --dataset tiny_imagenet --data-dir DIR --json top1.json
 """
 
+import _extra  # noqa: F401, before what it looks for
+
+# isort: split
+
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -62,7 +66,7 @@ def main(args: Args) -> None:
         words = f"{numbers['dataset']} {numbers['split']} | {numbers['top1']:.2f} | {numbers['top5']:.2f}"
         print(f"| {args.model} | {words} | {numbers['count']:,} |")
         if args.json:
-            args.json.write_text(json.dumps(numbers, indent=2) + "\n")
+            args.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(args: Args) -> dict[str, Any]:

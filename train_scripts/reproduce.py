@@ -9,6 +9,10 @@ python train_scripts/reproduce.py run --table 5 --rows mobilenetv2/tiny_imagenet
 python train_scripts/reproduce.py report
 """
 
+import _extra  # noqa: F401, before what it looks for
+
+# isort: split
+
 import os
 import signal
 import sys
@@ -81,7 +85,7 @@ class Run:
     def epochs_done(self) -> int:
         """Return how many epochs the run folder has metrics of."""
         with suppress(OSError):
-            return len((self.folder / "metrics.jsonl").read_text().splitlines())
+            return len((self.folder / "metrics.jsonl").read_text(encoding="utf-8-sig").splitlines())
         return 0
 
     def job(self, options: Sequence[str]) -> Job:

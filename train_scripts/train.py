@@ -9,8 +9,13 @@ accelerate launch train_scripts/train.py --recipe resnet50/cifar100/softmax+mfd 
 accelerate launch train_scripts/train.py --resume RUN
 """
 
+import _extra  # noqa: F401, before what it looks for
+
+# isort: split
+
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -33,12 +38,13 @@ from timm_mfd.arguments import Args
 from timm_mfd.correlation import Scope, effective_samples
 from timm_mfd.criteria import create_criterion
 from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, TrainLoader, load_dataset, place
+from timm_mfd.errors import first_words, named
 from timm_mfd.evaluation import evaluate
-from timm_mfd.figures import training_curves
-from timm_mfd.guards import sample_warnings, verdicts
+from timm_mfd.guards import average_warnings, sample_warnings, verdicts
 from timm_mfd.interruption import StopSignals
 from timm_mfd.launch import (
     follow_launcher,
+    forget_foreign_settings,
     on_main_process,
     one_line_errors,
     prepare_cpu,
@@ -50,6 +56,7 @@ from timm_mfd.redundancy import CORRELATION_IMAGES, mean_abs_correlation
 from timm_mfd.stages import stage_shapes
 from timm_mfd.sync_batch_norm import synchronise_batch_norm
 from timm_mfd.tables import correlation_table, stage_table
+from timm_mfd.tracking import Tracker
 from timm_mfd.training import Training
 
 
@@ -57,6 +64,7 @@ def main(args: Args) -> None:
     """Train, evaluate after each epoch, and leave a run folder with a model that loads."""
     started = time.time()
     follow_launcher()
+    foreign = forget_foreign_settings()
 
     # 1. Everything that can be wrong is found before anything is written.
     with one_line_errors(ValueError, OSError):
@@ -74,13 +82,18 @@ def main(args: Args) -> None:
             log_with=None if args.tracker == "none" else args.tracker,
             # The others wait while the first process decodes a large data set.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
-            project_dir=args.output_dir or "runs",
+            project_dir="runs",  # until the folder of the run is known
         )
+        if foreign:
+            accelerator.print(f"note: the environment has {', '.join(foreign)}; a run goes by its arguments alone")
         device, processes, main_process = accelerator.device, accelerator.num_processes, accelerator.is_main_process
         if device.type == "cpu":
             prepare_cpu()
             if args.mixed_precision == "fp16":
                 raise ValueError("--mixed-precision fp16 needs a GPU; on a CPU choose bf16 or no")
+        if args.compile:
+            with named("--compile does not work on this machine (install what it lacks, or leave it out)"):
+                torch.compile(torch.sin)(torch.ones(2, device=device))
         if args.batch_size < 2 * processes:
             raise ValueError(
                 f"--batch-size {args.batch_size} leaves fewer than 2 images to each of {processes} processes"
@@ -162,6 +175,8 @@ def main(args: Args) -> None:
     accelerator.print()
     accelerator.print(stage_table(stages, [tuple(shape[2:]) for _, shape in shapes], samples))
     warnings = sample_warnings(stages, samples) if args.mfd_weight else []
+    steps = args.epochs * len(train_loader)
+    warnings += average_warnings(args.ema_decay, steps)
     if device.type == "cpu" and args.mixed_precision == "bf16":
         # oneDNN leaves the kernel positions that see only padding unwritten (torch 2.15).
         warnings.append("bf16 on a CPU has wrong gradients for 3x3 convolutions of stride 2 on 1x1 maps")
@@ -182,8 +197,7 @@ def main(args: Args) -> None:
     )  # fmt: skip
     if saved:
         training.go_on(saved)
-    if args.tracker != "none":
-        accelerator.init_trackers("timm_mfd", config={key: str(value) for key, value in record["args"].items()})
+    tracker = Tracker(accelerator, args.tracker, folder, record["args"])
 
     # 5. Train, evaluate, log: one line of metrics an epoch.
     evaluated = partial(task.get_eval_model, ema=bool(args.ema_decay))
@@ -214,15 +228,16 @@ def main(args: Args) -> None:
                 f"mfd_stage{i}": v for i, v in zip(indices, line["mfd_per_stage"], strict=True) if v is not None
             }
             numbers = {key: value for key, value in line.items() if isinstance(value, float)}
-            accelerator.log(numbers | per_stage, step=epoch)
-    accelerator.end_training()
+            tracker.log(numbers | per_stage, step=epoch)
+    tracker.end()
 
     # 6. Export and report.
     if main_process:
         trained = evaluated()
         after = stage_correlations(trained, data, args)
         losses = [line["criterion_loss"] for line in training.metrics]
-        failures = verdicts(losses, accuracy.answers, data.test.labels, accuracy.top1, data.class_names)
+        average = " ".join(average_warnings(args.ema_decay, steps))
+        failures = verdicts(losses, accuracy.answers, data.test.labels, accuracy.top1, data.class_names, average)
         summary = {
             "top1": accuracy.top1,
             "top5": accuracy.top5,
@@ -297,7 +312,12 @@ def export(
     )
     run_dir.replace_folder(partial_model, folder / "model")
     title = f"{args.model} on {data.name}, {args.criterion}, MFD weight {args.mfd_weight:g}, seed {args.seed}"
-    training_curves(metrics, folder / "curves.png", title, stages)
+    try:
+        from timm_mfd.figures import training_curves  # here: no run ends for want of a picture
+
+        training_curves(metrics, folder / "curves.png", title, stages)
+    except Exception as error:
+        print(f"warning: curves.png is not drawn: {first_words(error)}", file=sys.stderr)
     run_dir.write_text(folder / "summary.json", run_dir.to_json(summary))
 
 

@@ -64,7 +64,7 @@ def analysis_pictures(
     for number, name in enumerate(measured):
         if curves[name]:
             summary = Path(name) / "summary.json"  # MFD may have seen other stages than were measured
-            seen = json.loads(summary.read_text()).get("stages") if summary.is_file() else None
+            seen = json.loads(summary.read_text(encoding="utf-8-sig")).get("stages") if summary.is_file() else None
             path = folder / f"curves{_SUFFIXES[number]}.{ending}"
             pictures[f"Training of {name}"] = training_curves(curves[name], path, f"Training of {name}", seen)
     return pictures

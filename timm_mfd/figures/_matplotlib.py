@@ -1,0 +1,14 @@
+"""The first import of matplotlib, which fails for reasons that concern no picture here."""
+
+import os
+
+from ..extras import require
+
+require("figures", "timm_mfd.figures")
+try:
+    import matplotlib
+except ValueError:  # MPLBACKEND names a backend of another environment; nothing here opens a window
+    chosen = os.environ.pop("MPLBACKEND")
+    import matplotlib  # noqa: F401
+
+    os.environ["MPLBACKEND"] = chosen
