@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +73,7 @@ def test_the_launchers_single_thread_is_undone_and_a_chosen_number_is_kept(monke
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr(Path, "read_bytes", lambda _: b"python\0accelerate\0launch\0train.py")  # of the parent
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     prepare_cpu()
     assert chosen == []
@@ -137,7 +139,17 @@ def test_all_processes_that_accelerate_was_asked_for_start_on_a_cpu(tmp_path):
     environment = {key: value for key, value in os.environ.items() if "RANK" not in key and "WORLD" not in key}
 
     def launch(*flags):
-        command = [sys.executable, "-c", FAKE_LAUNCHER, *flags, "SCRIPT", str(script), "--num_processes", "3"]
+        command = [
+            sys.executable,
+            "-c",
+            FAKE_LAUNCHER,
+            "accelerate",
+            *flags,
+            "SCRIPT",
+            str(script),
+            "--num_processes",
+            "3",
+        ]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
     for flags in (["--num-processes=2"],):
@@ -165,7 +177,7 @@ def test_training_ends_when_its_launcher_is_killed_alone(tmp_path):
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     environment = os.environ | {"ACCELERATE_MIXED_PRECISION": "no"}
-    process = subprocess.Popen([sys.executable, "-c", parent], env=environment)
+    process = subprocess.Popen([sys.executable, "-c", parent, "accelerate"], env=environment)
     wait_for(tmp_path / "ready")
     process.kill()
     process.wait()

@@ -56,6 +56,16 @@ def accuracy_of(run: Path) -> str:
     return f"top-1 {found['top1']:.2f} % of {found['count']:,} {found['split']} images"
 
 
+def stages_of(run: Path) -> list[int] | None:
+    """Return the index of each stage that MFD saw in a finished run; None if it is none.
+
+    Args:
+        run: The folder.
+    """
+    summary = run / "summary.json"
+    return json.loads(summary.read_text(encoding="utf-8-sig")).get("stages") if summary.is_file() else None
+
+
 def metrics_of(run: Path) -> list[dict[str, Any]]:
     """Read what a run folder says of its epochs; nothing if it is none.
 

@@ -39,7 +39,7 @@ from timm_mfd.models import arguments_for
 from timm_mfd.page import write_page
 from timm_mfd.pruning import Pruned, SilentInputs, prune_silent
 from timm_mfd.redundancy import CORRELATION_IMAGES, StageRedundancy, measure_redundancy
-from timm_mfd.sources import accuracy_of, license_of, metrics_of, source_of
+from timm_mfd.sources import accuracy_of, license_of, metrics_of, source_of, stages_of
 from timm_mfd.stages import stage_shapes
 from timm_mfd.tables import redundancy_table, removable_text
 
@@ -290,12 +290,15 @@ def write(
     pictures: dict[str, Path] = {}
     names = [shown.class_names[label] for label in labels.tolist()]
     called = dict(zip(opened, short_names(list(opened)), strict=True))
-    drawn, seen, learned = ({called[name]: of[name] for name in of} for of in (measured, maps, curves))
+    trained_on = {name: stages_of(Path(name)) for name in opened}
+    drawn, seen, learned, numbers = (
+        {called[name]: of[name] for name in of} for of in (measured, maps, curves, trained_on)
+    )
     facts = {name: fact for name in opened if (fact := accuracy_of(Path(name)))}
     with new_folder(args.output_dir) as new:
         (new / "redundancy.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         for ending in ("png", "svg"):  # the page takes the last
-            pictures = analysis_pictures(new, ending, where, drawn, seen, images[0], caption, learned)
+            pictures = analysis_pictures(new, ending, where, drawn, seen, images[0], caption, learned, numbers)
         page = new / "report.html"
         write_page(page, measured, maps, images, names, data=where, pictures=pictures, facts=facts, notes=notes)
     print(f"{' and '.join(measured)}: report.html, redundancy.json and pictures are in {args.output_dir}")

@@ -134,6 +134,8 @@ def list_runs(
         print(f"{tables:<7} {recipe.id:<38} {recipe.stem(protocol):<9} {paper:>6}  {accuracy or '-'!s:<22} {state}")
     done = len({result.recipe for result in found} & {recipe.id for recipe in chosen})
     print(f"\n{done} of {len(chosen)} recipes have a result")
+    if elsewhere := sorted({result.recipe for result in found} - {recipe.id for recipe in chosen}):
+        print(f"there are results of recipes outside of these tables: {', '.join(elsewhere)}")
     others = {result.protocol for result in everything} - {protocol}
     if others:
         print(f"there are results of other protocols: {', '.join(sorted(others))}")

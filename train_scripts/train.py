@@ -55,14 +55,13 @@ from timm_mfd.models import arguments_for
 from timm_mfd.redundancy import CORRELATION_IMAGES, mean_abs_correlation
 from timm_mfd.stages import stage_shapes
 from timm_mfd.sync_batch_norm import synchronise_batch_norm
-from timm_mfd.tables import correlation_table, stage_table
+from timm_mfd.tables import correlation_table, losses_text, stage_table
 from timm_mfd.tracking import Tracker
 from timm_mfd.training import Training
 
 
 def main(args: Args) -> None:
     """Train, evaluate after each epoch, and leave a run folder with a model that loads."""
-    started = time.time()
     follow_launcher()
     foreign = forget_foreign_settings()
 
@@ -201,14 +200,16 @@ def main(args: Args) -> None:
 
     # 5. Train, evaluate, log: one line of metrics an epoch.
     evaluated = partial(task.get_eval_model, ema=bool(args.ema_decay))
-    total = args.epochs * len(train_loader) * args.batch_size
+    total = steps * args.batch_size
+    begun = (training.epoch * len(train_loader) + training.step) * args.batch_size
     with (
         one_line_errors(ImageDecodeError, FloatingPointError, OSError),
         StopSignals() as stop,
-        tqdm(total=total, unit="img", unit_scale=True, smoothing=0.05, disable=None if main_process else True) as bar,
-    ):
-        bar.update((training.epoch * len(train_loader) + training.step) * args.batch_size)
-        bar.unpause()
+        tqdm(
+            total=total, initial=begun, unit="img", unit_scale=True, smoothing=0.05,
+            disable=None if main_process else True,
+        ) as bar,
+    ):  # fmt: skip
         while training.epoch < args.epochs:
             epoch = training.epoch + 1
             losses = training.train_epoch(stop, bar)
@@ -221,7 +222,7 @@ def main(args: Args) -> None:
             if main_process:
                 tqdm.write(
                     f"epoch {epoch:>3}/{args.epochs}  top-1 {accuracy.top1:6.2f}  top-5 {accuracy.top5:6.2f}  "
-                    f"loss {line['loss']:.4f} = {line['criterion_loss']:.4f} + MFD {line['mfd_loss']:.4f}  "
+                    f"{losses_text(line['loss'], line['criterion_loss'], line['mfd_loss'], 4)}  "
                     f"{line['images_per_second']:,.0f} images/s"
                 )
             per_stage = {
@@ -249,7 +250,7 @@ def main(args: Args) -> None:
             "samples": samples,
             "noise_floor": [1 / max(n - 1, 1) for n in samples],
             "warnings": [*warnings, *failures],
-            "seconds": round(time.time() - started, 1),
+            "seconds": round(sum(line["seconds"] for line in training.metrics), 1),  # of all parts of the run
             "images_per_second": statistics.median(line["images_per_second"] for line in training.metrics),
             "device": kind,
         }
@@ -262,7 +263,8 @@ def main(args: Args) -> None:
         print(f"\ntop-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, {accuracy.images:,} images")
         for warning in failures:
             print(f"warning: {warning}")
-        print(f"{summary['seconds']:.0f} seconds; the model is in {folder / 'model'}\n\nimport timm\nimport timm_mfd")
+        print(f"{summary['seconds']:.0f} seconds of training and evaluation; the model is in {folder / 'model'}\n")
+        print("import timm\nimport timm_mfd")
         package = "timm_mfd" if getattr(model, "pruned", False) else "timm"
         print(f'model = {package}.create_model("local-dir:{folder / "model"}", pretrained=True).eval()')
 

@@ -33,8 +33,8 @@ def test_a_folder_of_the_system_is_no_class_wherever_it_lies(folder_dataset, nam
     data, said = load(folder_dataset)
     assert data.class_names == ("ant", "bee", "cat")
     assert (len(data.train), len(data.test)) == (24, 12)
-    assert f"left out of train/: 2 hidden or of the system ({name})" in said
-    assert f"left out of val/: 2 hidden or of the system ({name})" in said
+    assert f"left out of train/: 2 hidden or system names ({name})" in said
+    assert f"left out of val/: 2 hidden or system names ({name})" in said
 
 
 def test_files_that_a_mac_or_windows_puts_beside_images_are_no_images(folder_dataset):
@@ -42,7 +42,7 @@ def test_files_that_a_mac_or_windows_puts_beside_images_are_no_images(folder_dat
         (folder_dataset / "train" / "ant" / name).write_bytes(b"not pixels")
     data, said = load(folder_dataset)
     assert len(data.train) == 24
-    assert "left out of train/: 3 hidden or of the system (" in said
+    assert "left out of train/: 3 hidden or system names (" in said
 
 
 def test_every_raster_format_that_pillow_decodes_is_read_and_the_rest_counted_by_ending(folder_dataset):

@@ -48,7 +48,7 @@ def load_folder(
     train, test = (_Split.scan(root / split, [root / split for split in splits]) for split in splits)
     classes = _classes(name, train, test)
     for split in (train, test):
-        if said := split.left_out():
+        if said := split.left_out(classes):
             warnings.warn(f"{name}: left out of {split.path.name}/: {said}", stacklevel=2)
     index = {label: number for number, label in enumerate(classes)}
     resize = image_size is not None if name == "folder" else None
@@ -178,16 +178,16 @@ class _Split:
             else:
                 self.foreign[label][os.path.splitext(name)[1].lower()] += 1
 
-    def left_out(self) -> str:
-        """Say what is left out; empty if nothing is."""
+    def left_out(self, classes: Sequence[str]) -> str:
+        """Say what is left out beside the classes; empty if nothing is."""
         said = []
         if foreign := sum(self.foreign.values(), Counter()):
             said.append(_counted(foreign))
         if self.beside:
             said.append(f"{self.beside:,} beside the class folders")
-        empty = [label for label, images in self.images.items() if not images and not self.foreign[label]]
+        empty = [label for label, images in self.images.items() if not images and label not in classes]
         for names, one, several in (
-            (self.hidden, "hidden or of the system", "hidden or of the system"),
+            (self.hidden, "hidden or system name", "hidden or system names"),
             (empty, "folder without a file", "folders without a file"),
             (self.loops, "link back into the data set", "links back into the data set"),
         ):

@@ -94,7 +94,9 @@ def load_hfds(
     for what, found in keys.items():
         if not found:
             columns = ", ".join(f"{key} ({_kind(feature)})" for key, feature in features.items())
-            hint = '; class_encode_column("COLUMN") of the library makes one of texts or numbers' * (what == "label")
+            values = [key for key, feature in features.items() if isinstance(feature, datasets.Value)]
+            makes = f"; class_encode_column({values[0]!r}) of the library makes them of its values" if values else ""
+            hint = makes * (what == "label")
             kind = "class labels" if what == "label" else "images"
             raise ValueError(f"dataset {title!r} has no column of {kind}, but {columns}{hint}")
     if label is not None and label not in keys["label"]:
@@ -128,4 +130,5 @@ def _encoded(reader: Any, index: int, name: str) -> BinaryIO:
 
 def _kind(feature: Any) -> str:
     """Return what a column holds: the type of its values, or the name of the feature."""
-    return str(getattr(feature, "dtype", None) or type(feature).__name__)
+    kind = type(feature).__name__
+    return str(feature.dtype) if kind == "Value" else kind
