@@ -1,7 +1,7 @@
 """Situations in which users found a traceback, another result or nothing at all; most are started as they start it."""
 
 import ast
-import importlib
+import importlib.util
 import json
 import os
 import pty
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import evaluate
 import pytest
 import timm
 import torch
@@ -187,12 +188,31 @@ def test_a_run_that_a_shell_started_does_not_die_with_it_for_an_exported_variabl
         assert bool(asked) == is_launcher, words
 
 
-def test_a_backend_of_another_environment_is_no_condition_for_a_picture(folder_dataset):
-    environment = os.environ | {"MPLBACKEND": "module://not_installed.backend"}
-    result = run_python(TRAIN, *WORDS.split(), "--workers", "0", env=environment)
+DRAW = """
+import os, sys
+for name in [name for name in sys.modules if name.startswith("matplotlib")]:
+    del sys.modules[name]
+from timm_mfd.figures import training_curves
+line = dict(epoch=1, top1=1.0, top5=2.0, loss=1.0, criterion_loss=1.0, mfd_loss=0.1, mfd_per_stage=[0.1])
+training_curves([line], "curves.svg", "title")
+assert os.environ["MPLBACKEND"] == "module://not_installed.backend"
+"""
+
+
+def test_a_backend_of_another_environment_is_no_condition_for_a_picture():
+    result = run_python("-c", DRAW, env=os.environ | {"MPLBACKEND": "module://not_installed.backend"})
     assert result.returncode == 0, result.stderr
-    assert "warning: curves" not in result.stderr
-    assert Path("run/curves.png").stat().st_size > 1000
+    assert Path("curves.svg").stat().st_size > 1000
+
+
+def test_a_picture_of_the_same_numbers_is_the_same_file(monkeypatch):
+    from timm_mfd.figures import training_curves
+
+    line = {"epoch": 1, "top1": 1.0, "top5": 2.0, "criterion_loss": 1.0, "mfd_loss": 0.1, "mfd_per_stage": [0.1]}
+    for ending in ("svg", "png"):
+        first, second = (training_curves([line], f"{name}.{ending}", "title") for name in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+    assert b"<dc:date>" not in Path("first.svg").read_bytes()
 
 
 # Conveniences are no conditions.
@@ -216,7 +236,8 @@ def test_a_tracker_that_cannot_start_ends_no_run_and_logs_into_the_run_folder(mo
         raise RuntimeError("api_key not configured (no-tty)")
 
     monkeypatch.setattr(Accelerator, "init_trackers", init_trackers)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "wandb" or find(name))
     monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda *_: ["wandb"])
     train.main(replace(BASE, tracker="wandb"))
     assert places == ["run", "run"]
@@ -279,6 +300,43 @@ def test_names_by_index_are_kept_and_a_text_is_no_list_of_names():
     for names, words in (("cat", "not the text 'cat'"), ({1: "a", 2: "b", 3: "c"}, "must have the indices 0 to 2")):
         with pytest.raises(ValueError, match=words):
             timm_mfd.save_pretrained(model, "export", label_names=names)
+
+
+# What the program knows already.
+
+
+@pytest.mark.parametrize(("stem", "side"), [("imagenet", 224), ("small", 64), ("cifar", 32)])
+def test_a_model_says_for_images_of_which_size_its_stem_is(stem, side):
+    model = timm_mfd.create_model("resnet18_mfd", stem=stem, num_classes=3)
+    assert timm.data.resolve_data_config({}, model=model)["input_size"] == (3, side, side)
+
+
+def test_timms_weights_fit_where_the_stem_is_timms(monkeypatch):
+    torch.save(timm.create_model("resnet18", num_classes=1000).state_dict(), "weights.pth")
+    theirs = replace(timm.models.get_pretrained_cfg("resnet18"), file="weights.pth", hf_hub_id=None)
+    model = timm_mfd.create_model("resnet18_mfd", pretrained=True, pretrained_cfg=theirs, num_classes=3)
+    assert torch.equal(model.conv1.weight, torch.load("weights.pth")["conv1.weight"])
+
+
+def test_a_run_folder_names_its_data_and_its_model(folder_dataset, capsys):
+    train.main(replace(FOLDER, image_size=8))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for name in ("run", "run/model", "local-dir:run/model"):
+        args = evaluate.with_data_of_run(evaluate.Args(name, workers=0))
+        assert (args.dataset, args.data_dir, args.image_size) == ("folder", "images", 8)
+    assert evaluate.measure(args)["count"] == 12
+    assert evaluate.with_data_of_run(evaluate.Args("run", image_size=16)).image_size == 16
+    with pytest.raises(ValueError, match="give a --dataset: resnet18 is no run folder"):
+        evaluate.with_data_of_run(evaluate.Args("resnet18"))
+    train.main(replace(FOLDER, model="run", pretrained=True, image_size=8, output_dir="second"))
+    assert json.loads(Path("second/args.json").read_text(encoding="utf-8"))["model"] == "local-dir:run/model"
+
+
+def test_the_time_of_a_run_is_that_of_all_its_parts():
+    train.main(replace(BASE, epochs=2))
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    summary = json.loads(Path("run/summary.json").read_text(encoding="utf-8"))
+    assert summary["seconds"] == round(sum(line["seconds"] for line in lines), 1)
 
 
 # Places, times and signals.

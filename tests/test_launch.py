@@ -20,14 +20,6 @@ def test_user_errors_become_one_line_and_exit_code_one(capsys):
     assert str(exit_.value.code).endswith(": error: the bad value")
 
 
-def test_an_error_out_of_a_decoding_process_loses_that_processs_traceback():
-    with pytest.raises(SystemExit) as exit_, one_line_errors(ValueError):
-        raise ValueError(
-            "Caught it in worker 0.\nTraceback:\n  File\ntimm_mfd.x.ImageDecodeError: cannot decode a.png\n"
-        )
-    assert str(exit_.value.code).endswith("error: cannot decode a.png")
-
-
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError), one_line_errors(ValueError):
         _ = 1 / 0

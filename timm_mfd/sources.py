@@ -31,6 +31,28 @@ def source_of(name: str) -> str:
     return name
 
 
+def data_of(name: str) -> dict[str, Any]:
+    """Return which data set a run was trained on, where it lay, and the size that its images were resized to.
+
+    Args:
+        name: From the command line: a run folder, or the folder of the model in it.
+
+    Returns:
+        `dataset`, `data_dir` and `image_size`; nothing if it is no run.
+
+    Raises:
+        ValueError: If `args.json` of the run is damaged.
+    """
+    for folder in (Path(name.removeprefix("local-dir:")), Path(name.removeprefix("local-dir:")).parent):
+        if (file := folder / "args.json").is_file():
+            try:
+                before = json.loads(file.read_text(encoding="utf-8-sig"))
+                return {key: before[key] for key in ("dataset", "data_dir", "image_size")}
+            except (ValueError, KeyError):
+                raise ValueError(f"{file} is damaged; name the data set with --dataset") from None
+    return {}
+
+
 def license_of(name: str, model: Any) -> str:
     """Return the licence that the card of a saved model names, or timm's for its weights.
 

@@ -1,6 +1,6 @@
 """Measure and show how redundant the channels of a model are, stage by stage, alone or beside another model.
 
-python train_scripts/analyze.py --model runs/NAME --dataset digits --output-dir analysis
+python train_scripts/analyze.py --model runs/NAME --output-dir analysis
 
 python train_scripts/analyze.py --model runs/A --compare runs/B --dataset cifar10 --data-dir DIR --output-dir analysis
 
@@ -39,7 +39,7 @@ from timm_mfd.models import arguments_for
 from timm_mfd.page import write_page
 from timm_mfd.pruning import Pruned, SilentInputs, prune_silent
 from timm_mfd.redundancy import CORRELATION_IMAGES, StageRedundancy, measure_redundancy
-from timm_mfd.sources import accuracy_of, license_of, metrics_of, source_of, stages_of
+from timm_mfd.sources import accuracy_of, data_of, license_of, metrics_of, source_of, stages_of
 from timm_mfd.stages import stage_shapes
 from timm_mfd.tables import redundancy_table, removable_text
 
@@ -56,7 +56,8 @@ class Args:
     output_dir: Path
     """New folder for report.html, redundancy.json and the pictures."""
     dataset: str | None = None
-    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, folder or hfds/NAME."""
+    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, folder or hfds/NAME. Default, without an
+    --image: that of the run, with its --data-dir and --image-size."""
     image: Path | None = None
     """An image to show; without --dataset, the statistics are those of its pixels."""
     compare: str | None = None
@@ -91,6 +92,9 @@ def main(args: Args) -> None:
     """Measure each model on the same images, then write tables, pictures and the page."""
     follow_launcher()
     with one_line_errors(ValueError, OSError, ImageDecodeError):
+        if not args.dataset and not args.image and (of_run := data_of(args.model)):
+            given = {name: value for name in ("data_dir", "image_size") if (value := getattr(args, name)) is not None}
+            args = replace(args, **of_run | given)
         check(args)
         state = PartialState(cpu=not torch.accelerator.is_available())
         device = state.device
@@ -145,7 +149,7 @@ def check(args: Args) -> None:
         if value is not None and value < least:
             raise ValueError(f"{flag} must be at least {least}, not {value}")
     if not args.dataset and not args.image:
-        raise ValueError("give a --dataset, an --image, or both")
+        raise ValueError("give a --dataset, an --image, or both; a run folder as --model names its own data set")
     if args.prune:
         if not args.dataset:
             raise ValueError("--prune needs a --dataset, on all of whose images the answers are to stay")

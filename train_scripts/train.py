@@ -53,6 +53,7 @@ from timm_mfd.launch import (
 )
 from timm_mfd.models import arguments_for
 from timm_mfd.redundancy import CORRELATION_IMAGES, mean_abs_correlation
+from timm_mfd.sources import source_of
 from timm_mfd.stages import stage_shapes
 from timm_mfd.sync_batch_norm import synchronise_batch_norm
 from timm_mfd.tables import correlation_table, losses_text, stage_table
@@ -67,7 +68,7 @@ def main(args: Args) -> None:
 
     # 1. Everything that can be wrong is found before anything is written.
     with one_line_errors(ValueError, OSError):
-        args = args.checked()
+        args = replace(args, model=source_of(args.model)).checked()
         if args.resume is None:
             run_dir.check(args.output_dir)
         if args.deterministic:
@@ -335,7 +336,8 @@ def parse(words: Sequence[str] | None = None) -> Args:
         recipe, protocol = recipes.find(args.recipe)
         name = recipe.name(protocol)  # one name for a recipe, however it was written
         args = replace(cli(default=recipe.arguments(protocol)), recipe=name)
-    source = run_dir.find_checkpoint(args.resume, args.output_dir, args.name) if args.resume else None
+    called = replace(args, model=source_of(args.model)).name
+    source = run_dir.find_checkpoint(args.resume, args.output_dir, called) if args.resume else None
     if source is not None:
         args = cli(default=Args.of_run(checkpoint.read_record(source)["args"]))
         args = replace(args, recipe=name) if name else args

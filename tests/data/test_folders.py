@@ -152,6 +152,9 @@ class Broken(FileImages):
 
 def test_whatever_fails_in_a_decoding_process_is_one_line_that_says_what_helps(folder_dataset):
     paths = load(folder_dataset)[0].train.paths
+    Path(paths[0]).write_bytes(b"no image")
+    with pytest.raises(ImageDecodeError, match="^cannot decode .*train/ant/0.png: not an image, [^\n]*$"):
+        list(decoded_batches(FileImages(paths, [0] * 24, (16, 16)), 1, batch_size=4))
     with pytest.raises(ImageDecodeError) as error:
         list(decoded_batches(Broken(paths, [0] * 24, (16, 16)), 1, batch_size=4))
     message = str(error.value)

@@ -33,6 +33,8 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         **kwargs: For `timm.create_model`, such as `num_classes` and `in_chans`. `*_mfd` models also take `stem`:
             `"imagenet"` (timm's own strides, default), `"small"` (first convolution 3x3 with stride 1, max-pool kept:
             for images of 64 px) or `"cifar"` (no max-pool either: for 32 px). The stem is saved with the model.
+            (`train_scripts/train.py` chooses the stem for the size of the images instead.) With timm's own stem
+            timm's weights of the same network fit: `pretrained_cfg=timm.models.get_pretrained_cfg("resnet50")`.
 
     Returns:
         A plain timm model: same class and same keys as without this package.
