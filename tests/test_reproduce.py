@@ -39,6 +39,7 @@ with one_line_errors():
     train.main(train.parse())
 """
 )
+TRIALS = Path("runs/reproduce/results")
 DIGITS = {"table": "digits", "protocol": "quick"}
 
 
@@ -80,7 +81,7 @@ def _read(path):
 
 
 def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_done_twice(fast, capfd):
-    done = fast / "results" / "quick" / "resnet18-digits-softmax-seed0.json"
+    done = fast / TRIALS / "quick" / "resnet18-digits-softmax-seed0.json"
     cut = fast / "runs" / "reproduce" / "quick" / "resnet18-digits-softmax+mfd-seed0"
     reached = 0
 
@@ -113,10 +114,12 @@ def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_d
     shown = capfd.readouterr().out
     assert "4 runs: 1 done, 3 to do" in shown
     assert shown.count(": running, see ") == 3
-    assert "results are in results; reproduce.py report makes tables" in shown
+    assert (
+        "results are in runs/reproduce/results; reproduce.py report --results-dir runs/reproduce/results makes" in shown
+    )
     after = done.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    found = results.read_all(fast / "results")
+    found = results.read_all(fast / TRIALS)
     assert [(result.recipe.removeprefix("resnet18/digits/"), result.seed) for result in found] == [
         ("softmax", 0), ("softmax", 1), ("softmax+mfd", 0), ("softmax+mfd", 1),
     ]  # fmt: skip
@@ -128,9 +131,9 @@ def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_d
 
     reproduce.run(seeds=2, **DIGITS)
     assert "4 runs: 4 done, 0 to do" in capfd.readouterr().out
-    reproduce.report()
+    reproduce.report(TRIALS)
     assert re.search(r"resnet18 \| digits .*± .*\(n=2\).*± .*\(n=2\)", capfd.readouterr().out)
-    names = {path.name for path in (fast / "results").iterdir()}
+    names = {path.name for path in (fast / TRIALS).iterdir()}
     assert names == {"quick", "README.md", "results.csv", "quick-ours-and-paper.png", "quick-ours-and-paper.svg"}
 
 
@@ -158,7 +161,7 @@ def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(fast, capfd, mo
     assert re.search(r"stopped (in|while evaluating) epoch", cut.with_name(f"{cut.name}.log").read_text())
     assert not processes_of(fast)
     reproduce.run(seeds=1, **DIGITS)
-    assert len(results.read_all(fast / "results")) == 2
+    assert len(results.read_all(fast / TRIALS)) == 2
     assert "going on from" in cut.with_name(f"{cut.name}.log").read_text()
 
 
@@ -195,7 +198,7 @@ def test_what_is_finished_in_the_last_minute_is_a_result_and_what_failed_is_name
         "stopped at the time limit with 1 runs to do, 1 of which failed (resnet18/digits/softmax@quick seed 0); 0 of"
     )
     assert words in capfd.readouterr().err
-    assert results.read_all(fast / "results") == [done]
+    assert results.read_all(fast / TRIALS) == [done]
 
 
 def test_a_time_limit_that_comes_when_all_is_done_is_none(fast, monkeypatch):
@@ -205,7 +208,7 @@ def test_a_time_limit_that_comes_when_all_is_done_is_none(fast, monkeypatch):
     monkeypatch.setattr("reproduce._SAVING", 58.0)
     monkeypatch.setenv("SECONDS", "4")
     reproduce.run(seeds=1, rows=("resnet18/digits/softmax+mfd",), time_limit=1, **DIGITS)
-    assert results.read_all(fast / "results") == [done]
+    assert results.read_all(fast / TRIALS) == [done]
 
 
 def test_runs_that_fail_or_were_trained_otherwise_are_named_and_the_others_go_on(fast, capfd):
@@ -225,7 +228,7 @@ def test_runs_that_fail_or_were_trained_otherwise_are_named_and_the_others_go_on
     assert re.search(r"softmax@quick seed 0 failed: fast_train.py: error: --output-dir .*; nothing was changed", first)
     assert re.search(r"softmax\+mfd@quick seed 0 failed: .* was not trained as its recipe says: --epochs 1 ", second)
     assert [path.name for path in blocked.iterdir()] == ["notes.txt"]
-    assert not (fast / "results").exists()
+    assert not (fast / TRIALS).exists()
 
 
 def test_a_run_that_another_process_trains_is_left_to_it_and_has_not_failed(fast, capfd):
@@ -243,7 +246,7 @@ def test_a_run_that_another_process_tried_to_begin_meanwhile_keeps_its_result(fa
     script = fast / "fast_train.py"
     script.write_text(f"print('train.py: error: runs: {BUSY}; nothing was changed', flush=True)\n{script.read_text()}")
     reproduce.run(seeds=1, rows=("resnet18/digits/softmax+mfd",), **DIGITS)
-    assert len(results.read_all(fast / "results")) == 1
+    assert len(results.read_all(fast / TRIALS)) == 1
     assert "left to the other" not in capfd.readouterr().err
 
 
@@ -413,7 +416,7 @@ def test_protocols_on_the_command_line_are_those_of_the_recipes():
 
 
 def test_an_empty_result_is_not_taken_for_a_done_run(fast):
-    path = fast / "results" / "quick" / "resnet18-digits-softmax-seed0.json"
+    path = fast / TRIALS / "quick" / "resnet18-digits-softmax-seed0.json"
     path.parent.mkdir(parents=True)
     path.touch()
     with pytest.raises(SystemExit) as error:

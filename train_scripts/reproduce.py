@@ -41,6 +41,7 @@ from timm_mfd.scheduler import Job, run_jobs
 
 TRAIN = Path(__file__).with_name("train.py")
 _SAVING = 60.0  # seconds that runs get to save themselves before a time limit
+_RESULTS = Path("results")  # of the paper's recipes; the clone keeps them
 Protocol = Literal["paper", "strong", "quick"]
 
 
@@ -100,7 +101,7 @@ def list_runs(
     rows: tuple[str, ...] = (),
     protocol: Protocol = "paper",
     runs_dir: Path = Path("runs/reproduce"),
-    results_dir: Path = Path("results"),
+    results_dir: Path | None = None,
 ) -> None:
     """List the runs with the paper's accuracy and ours, and what is done or begun.
 
@@ -109,10 +110,11 @@ def list_runs(
         rows: Beginnings of names, in whole words, such as mobilenetv2/tiny_imagenet.
         protocol: paper, strong or quick.
         runs_dir: Where run folders are.
-        results_dir: Where results are.
+        results_dir: Where results are. Default: results, for trials (quick, digits) the folder results in RUNS_DIR.
     """
     with one_line_errors(ValueError):
         chosen = recipes.select(table, rows)
+        results_dir = results_dir or default_results(runs_dir, protocol, chosen)
         everything = results.read_all(results_dir)
     found = [result for result in everything if result.protocol == protocol]
     how = recipes.PROTOCOLS[protocol]
@@ -154,7 +156,7 @@ def run(
     workers: int = 2,
     cache_dir: Path | None = None,
     runs_dir: Path = Path("runs/reproduce"),
-    results_dir: Path = Path("results"),
+    results_dir: Path | None = None,
 ) -> None:
     """Train what has no result yet; go on where a run was cut off. `list` shows how far the runs are.
 
@@ -175,16 +177,23 @@ def run(
         workers: Decoding processes of each run.
         cache_dir: Where decoded images are kept. Default: ~/.cache/timm_mfd.
         runs_dir: Where run folders are.
-        results_dir: Where results are.
+        results_dir: Where results are. Default: results, for trials (quick, digits) the folder results in RUNS_DIR.
     """
     deadline = deadline_in(time_limit)
     with one_line_errors(ValueError, OSError, ImageDecodeError):
         if seeds < 1:
             raise ValueError(f"--seeds must be at least 1, not {seeds}")
         chosen = recipes.select(table, rows)
+        results_dir = results_dir or default_results(runs_dir, protocol, chosen)
         runs = [Run(recipe, protocol, seed, runs_dir, results_dir) for seed in range(seeds) for recipe in chosen]
         options = ["--mixed-precision", mixed_precision, "--workers", str(workers), *["--compile"] * compile]
         do_missing(runs, parallel, options, data_dir, workers, cache_dir, deadline)
+
+
+def default_results(runs_dir: Path, protocol: str, chosen: Sequence[Recipe]) -> Path:
+    """Return where results go: those of trials, which say nothing of the paper, lie beside their runs."""
+    is_trial = protocol == "quick" or all(recipe.dataset == "digits" for recipe in chosen)
+    return runs_dir / "results" if is_trial else _RESULTS
 
 
 def deadline_in(minutes: float | None) -> float | None:
@@ -229,7 +238,9 @@ def do_missing(
     if failed := train(missing, parallel, [*options, *cached], data_dir, deadline):
         sys.exit(f"{Path(sys.argv[0]).name}: {len(failed)} of {len(missing)} runs have no result: {', '.join(failed)}")
     if missing:
-        print(f"results are in {missing[0].results_dir}; reproduce.py report makes tables and pictures of them")
+        place = missing[0].results_dir
+        where = "" if place == _RESULTS else f" --results-dir {place}"
+        print(f"results are in {place}; reproduce.py report{where} makes tables and pictures of them")
 
 
 def decode(datasets: Sequence[str], data_dir: Path, workers: int, cache_dir: Path | None, parallel: int) -> None:
