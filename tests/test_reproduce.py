@@ -37,6 +37,7 @@ with one_line_errors():
     train.main(train.parse())
 """
 )
+TRIALS = Path("runs/reproduce/results")
 DIGITS = {"table": "digits", "protocol": "quick"}
 
 
@@ -140,7 +141,7 @@ def _read(path):
 
 
 def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_done_twice(fast, capfd):
-    done = fast / "results" / "quick" / "resnet18-digits-softmax-seed0.json"
+    done = fast / TRIALS / "quick" / "resnet18-digits-softmax-seed0.json"
     cut = fast / "runs" / "reproduce" / "quick" / "resnet18-digits-softmax+mfd-seed0"
     reached = 0
 
@@ -174,10 +175,12 @@ def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_d
     shown = capfd.readouterr().out
     assert "2 runs: 1 done, 1 to do" in shown
     assert shown.count(": running, see ") == 1
-    assert "results are in results; reproduce.py report makes tables" in shown
+    assert (
+        "results are in runs/reproduce/results; reproduce.py report --results-dir runs/reproduce/results makes" in shown
+    )
     after = done.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    found = results.read_all(fast / "results")
+    found = results.read_all(fast / TRIALS)
     assert [(result.recipe.removeprefix("resnet18/digits/"), result.seed) for result in found] == [
         ("softmax", 0), ("softmax+mfd", 0),
     ]  # fmt: skip
@@ -186,9 +189,9 @@ def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_d
 
     reproduce.run(seeds=1, **DIGITS)
     assert "2 runs: 2 done, 0 to do" in capfd.readouterr().out
-    reproduce.report()
+    reproduce.report(TRIALS)
     assert re.search(r"resnet18 \| digits .*\d\d\.\d\d .*\d\d\.\d\d", capfd.readouterr().out)
-    names = {path.name for path in (fast / "results").iterdir()}
+    names = {path.name for path in (fast / TRIALS).iterdir()}
     assert names == {"quick", "README.md", "results.csv", "quick-ours-and-paper.png", "quick-ours-and-paper.svg"}
 
 
@@ -208,7 +211,7 @@ def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(stand_in, later
     assert not processes_of(fast)
     monkeypatch.delenv("WHEN_TOLD")
     reproduce.run(seeds=1, **DIGITS)
-    assert results.read_all(fast / "results") == both
+    assert results.read_all(fast / TRIALS) == both
     assert "going on from" in log_of(fast)
 
 
@@ -222,7 +225,7 @@ def test_a_run_that_does_not_stop_is_killed_at_the_time_limit(stand_in, later, m
     assert error.value.code == 128 + signal.SIGALRM
     assert "told" in log_of(fast)
     assert not processes_of(fast)
-    assert not (fast / "results").exists()
+    assert not (fast / TRIALS).exists()
 
 
 def test_what_is_finished_in_the_last_minute_is_a_result_and_what_failed_is_named(stand_in, later, capfd, monkeypatch):
@@ -241,7 +244,7 @@ def test_what_is_finished_in_the_last_minute_is_a_result_and_what_failed_is_name
     assert error.value.code == 128 + signal.SIGALRM
     words = "at the time limit with 1 runs to do, 1 of which failed (resnet18/digits/softmax@quick seed 0); 2 of"
     assert words in capfd.readouterr().err
-    assert results.read_all(fast / "results") == [done]
+    assert results.read_all(fast / TRIALS) == [done]
 
 
 def test_a_time_limit_that_comes_when_all_is_done_is_none(stand_in, later, monkeypatch):
@@ -249,7 +252,7 @@ def test_a_time_limit_that_comes_when_all_is_done_is_none(stand_in, later, monke
     monkeypatch.setenv("WHEN_TOLD", "finishes")
     later(lambda: "begun" in log_of(fast, "softmax+mfd"), 65)
     reproduce.run(seeds=1, rows=("resnet18/digits/softmax+mfd",), time_limit=2, **DIGITS)
-    assert results.read_all(fast / "results") == [done]
+    assert results.read_all(fast / TRIALS) == [done]
     assert "finished" in log_of(fast, "softmax+mfd")
 
 
@@ -270,7 +273,7 @@ def test_runs_that_fail_or_were_trained_otherwise_are_named_and_the_others_go_on
     assert re.search(r"softmax@quick seed 0 failed: fast_train.py: error: --output-dir .*; nothing was changed", first)
     assert re.search(r"softmax\+mfd@quick seed 0 failed: .* was not trained as its recipe says: --epochs 1 ", second)
     assert [path.name for path in blocked.iterdir()] == ["notes.txt"]
-    assert not (fast / "results").exists()
+    assert not (fast / TRIALS).exists()
 
 
 def test_a_run_that_another_process_trains_is_left_to_it_and_has_not_failed(fast, capfd):
@@ -288,7 +291,7 @@ def test_a_run_that_another_process_tried_to_begin_meanwhile_keeps_its_result(st
     fast, (_, done) = stand_in
     (fast / "fast_train.py").write_text(f"print('train.py: error: runs: {BUSY}; nothing was changed', flush=True)\n")
     reproduce.run(seeds=1, rows=("resnet18/digits/softmax+mfd",), **DIGITS)
-    assert results.read_all(fast / "results") == [done]
+    assert results.read_all(fast / TRIALS) == [done]
     assert "left to the other" not in capfd.readouterr().err
 
 
@@ -458,7 +461,7 @@ def test_protocols_on_the_command_line_are_those_of_the_recipes():
 
 
 def test_an_empty_result_is_not_taken_for_a_done_run(fast):
-    path = fast / "results" / "quick" / "resnet18-digits-softmax-seed0.json"
+    path = fast / TRIALS / "quick" / "resnet18-digits-softmax-seed0.json"
     path.parent.mkdir(parents=True)
     path.touch()
     with pytest.raises(SystemExit) as error:

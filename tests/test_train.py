@@ -79,7 +79,7 @@ def test_a_run_leaves_the_promised_folder_and_a_model_that_loads(folder_dataset,
 
     shown = capsys.readouterr().out
     assert "stage  module" in shown
-    assert "mean |r|   before   after   (on 12 held-out images)" in shown
+    assert "mean |r|   at the start   at the end of training (on 12 held-out images)" in shown
     assert f'timm.create_model("local-dir:{run_dir}/model", pretrained=True)' in shown
 
 

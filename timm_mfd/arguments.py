@@ -23,7 +23,7 @@ class Args:
     """A run of the paper, such as resnet50/cifar100/softmax+mfd, or with another protocol .../softmax+mfd@strong: sets
     what follows, except what is given beside it. train_scripts/reproduce.py list names all."""
     model: str = "resnet18_mfd"
-    """Any name of timm or timm_mfd, or local-dir:FOLDER or hf-hub:ORG/NAME."""
+    """Any name of timm or timm_mfd, a run folder or the folder of a saved model, or hf-hub:ORG/NAME."""
     pretrained: bool = False
     """Start from the model's pretrained weights."""
     stem: Literal["auto", "imagenet", "small", "cifar"] = "auto"

@@ -24,7 +24,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
 
     Example:
         >>> with replacing(Path("metrics.jsonl")) as partial:
-        ...     partial.write_text("{}")
+        ...     partial.write_text("{}", encoding="utf-8")
     """
     partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial" if shared else f"{path.name}.partial")
     if shared:

@@ -11,6 +11,8 @@ from torch.nn.utils import get_total_norm
 
 from .stages import StageInfo
 
+_SIZEABLE = 0.03  # of an MFD loss between 0 and 1 per stage; trained stages of the paper's networks reach 0.01 to 0.1
+
 
 class BadStep(NamedTuple):
     """A training step whose loss is not finite.
@@ -85,9 +87,9 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
 
 
 def sample_warnings(stages: Sequence[StageInfo], samples: Sequence[int]) -> list[str]:
-    """Name the stages whose channels must correlate because there are too few samples to tell them apart.
+    """Name the stages whose noise floor, 1 / (n - 1) for n samples, is a sizeable share of any MFD loss.
 
-    n samples span n - 1 dimensions; d > n - 1 channels in them have a mean r^2 of at least (d / (n - 1) - 1) / (d - 1).
+    Channels that have nothing to do with each other have it as their mean r^2.
 
     Args:
         stages: The stages.
@@ -98,18 +100,41 @@ def sample_warnings(stages: Sequence[StageInfo], samples: Sequence[int]) -> list
     """
     found = []
     for stage, n in zip(stages, samples, strict=True):
-        d, dimensions = stage.channels, max(n - 1, 1)
-        if d > dimensions:
-            least = (d / dimensions - 1) / (d - 1)
+        floor = 1 / max(n - 1, 1)
+        if floor > _SIZEABLE:
             found.append(
-                f"stage {stage.index} has {n} samples for {d} channels, so its MFD loss cannot fall below {least:.2g}; "
-                "raise --batch-size, or leave it out with --stages"
+                f"stage {stage.index} has {n} samples in a batch, so chance alone gives its MFD loss {floor:.2g}, the "
+                "noise floor; raise --batch-size, or leave the stage out with --stages"
             )
     return found
 
 
+def average_warnings(decay: float, steps: int) -> list[str]:
+    """Say how much of a moving average of the weights are the initial ones, if that is more than a hundredth.
+
+    Args:
+        decay: Of the average per step; 0 is none.
+        steps: Of the whole run.
+
+    Returns:
+        One sentence, or none.
+    """
+    left = decay**steps
+    if left <= 0.01:
+        return []
+    return [
+        f"the moving average of --ema-decay {decay:g}, which is evaluated and saved, still holds {100 * left:.0f} % of "
+        f"the initial weights after {steps:,} steps; at most {0.01 ** (1 / steps):.3g} suits so short a run"
+    ]
+
+
 def verdicts(
-    losses: Sequence[float], answers: Sequence[int], labels: Tensor, top1: float, class_names: Sequence[str]
+    losses: Sequence[float],
+    answers: Sequence[int],
+    labels: Tensor,
+    top1: float,
+    class_names: Sequence[str],
+    average: str = "",
 ) -> list[str]:
     """Say in words what is wrong with a trained model, if anything plainly is.
 
@@ -119,6 +144,7 @@ def verdicts(
         labels: Class indices `[N]` of the held-out images.
         top1: Accuracy on them in percent.
         class_names: One name per class.
+        average: What `average_warnings` says, if anything: then it is the likelier reason.
 
     Returns:
         Sentences; none for a model that learned something.
@@ -132,12 +158,12 @@ def verdicts(
     elif len(answered) == 1:
         found.append(
             f"the model is constant: it answers {class_names[answered[0]]!r} for every one of the {len(labels):,} "
-            "held-out images; try a lower --lr, or look at the images"
+            f"held-out images; {average or 'try a lower --lr, or look at the images'}"
         )
     elif top1 <= chance:
         found.append(
             f"the model learned nothing that helps: it is right for {top1:.2f} % of the held-out images, and one that "
-            f"always answered {class_names[usual]!r} would be for {chance:.2f} %"
+            f"always answered {class_names[usual]!r} would be for {chance:.2f} %{'; ' * bool(average)}{average}"
         )
     if losses and losses[-1] > 1.5 * min(losses):
         best = min(range(len(losses)), key=losses.__getitem__)

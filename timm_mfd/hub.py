@@ -52,7 +52,7 @@ def save_pretrained(
     model: nn.Module,
     folder: str | Path,
     *,
-    label_names: Sequence[str] | None = None,
+    label_names: Sequence[str] | Mapping[int, str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: tuple[int, int] | None = None,
@@ -68,7 +68,8 @@ def save_pretrained(
     Args:
         model: A model from `create_model`, possibly wrapped.
         folder: New or empty folder.
-        label_names: One name per class. Default: those that the model was loaded with, if any.
+        label_names: One name per class, in their order or by index. Default: those that the model was loaded with, if
+            any.
         mean: Per-channel mean of pixel values in [0, 1] that the model was trained with.
         std: Per-channel standard deviation.
         image_size: `(H, W)` of the images.
@@ -83,7 +84,8 @@ def save_pretrained(
     Raises:
         FileExistsError: If the folder already holds something.
         ValueError: If the model did not come from `create_model`, has another number of classes than `label_names` or
-            than it was created with, or arguments that loading refuses. Then nothing is written.
+            than it was created with, or what loading the folder would give is not this model: it has arguments that
+            loading refuses, or layers that were put in later. Then nothing is written.
 
     Example:
         >>> save_pretrained(model, "export", label_names=["cat", "dog"])
@@ -105,8 +107,7 @@ def save_pretrained(
     known = plain.pretrained_cfg.get("label_names")
     if label_names is None and known and len(known) == plain.num_classes:
         label_names = known
-    if label_names is not None and len(label_names) != plain.num_classes:
-        raise ValueError(f"{len(label_names)} label names for a model of {plain.num_classes} classes")
+    names = None if label_names is None else _names(label_names, plain.num_classes)
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise FileExistsError(f"{str(folder)!r} is there already; choose a new folder for the model")
     copy = deepcopy(plain).cpu().to(memory_format=torch.contiguous_format)
@@ -120,7 +121,7 @@ def save_pretrained(
     model_config: dict[str, Any] = {
         # The tag of the default weights says nothing about these; the file name keeps timm from pickled ones.
         "pretrained_cfg": {"tag": "", "hf_hub_filename": WEIGHTS},
-        **({"label_names": list(map(str, label_names))} if label_names is not None else {}),
+        **({"label_names": names} if names is not None else {}),
         **({"pruned": True} if getattr(plain, "pruned", False) else {}),
     }
     with new_folder(folder) as new:
@@ -131,10 +132,13 @@ def save_pretrained(
         save_file(copy.state_dict(), new / WEIGHTS, {"timm_mfd": json.dumps(identity(config))})
         (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode & 0o777)  # was for the owner alone
         sha256 = sha256_of(new / WEIGHTS)
-        (new / CONFIG).write_text(json.dumps(config | {"timm_mfd": {"sha256": sha256}}, indent=2) + "\n")
+        (new / CONFIG).write_text(
+            json.dumps(config | {"timm_mfd": {"sha256": sha256}}, indent=2) + "\n", encoding="utf-8"
+        )
         card = render_card(config, sha256, run, repo_id=repo_id, license=license)
         (new / CARD).write_text(card, encoding="utf-8")
         check_weights(new / WEIGHTS, check_config(new))
+        _load_back(copy, new)
     return folder
 
 
@@ -159,7 +163,7 @@ def check_folder(folder: str | Path) -> dict[str, Any]:
                 raise ValueError(f"the weights in {str(folder)!r} are not all finite: {key}")
     if not (folder / CARD).is_file():
         raise ValueError(f"{str(folder)!r} has no model card ({CARD})")
-    check_card((folder / CARD).read_text(encoding="utf-8"), folder)
+    check_card((folder / CARD).read_text(encoding="utf-8-sig"), folder)
     return config
 
 
@@ -284,6 +288,55 @@ def probe(model: nn.Module, size: Sequence[int]) -> Tensor:
         size: `(C, H, W)` of the images.
     """
     return model.eval()(torch.randn(2, *size, generator=torch.Generator().manual_seed(0)))
+
+
+def _names(given: Sequence[str] | Mapping[int, str], classes: int) -> list[str]:
+    """Return one name per class, in their order."""
+    if isinstance(given, str):
+        raise ValueError(f"label_names must be one name per class, not the text {given!r}")
+    if isinstance(given, Mapping):
+        by_index = {str(index): str(name) for index, name in given.items()}
+        if by_index.keys() != set(map(str, range(classes))):
+            raise ValueError(f"label_names must have the indices 0 to {classes - 1}, not {', '.join(by_index)[:100]}")
+        return [by_index[str(index)] for index in range(classes)]
+    if len(given) != classes:
+        raise ValueError(f"{len(given)} label names for a model of {classes} classes")
+    return [str(name) for name in given]
+
+
+@torch.no_grad()
+def _load_back(model: nn.Module, folder: Path) -> None:
+    """Refuse a folder from which another model comes back than the one that was saved."""
+    with torch.random.fork_rng(devices=[]):  # building a model draws numbers that a training would miss
+        try:
+            loaded = create_model(f"local-dir:{folder}", pretrained=True)
+        except ValueError as error:
+            reason = str(error).replace(f"local-dir:{folder}", "the saved model")
+            raise ValueError(
+                f"{type(model).__name__} could not be loaded again: {reason}; layers that were put in after "
+                "create_model cannot be saved"
+            ) from None
+    saved, found = model.state_dict(), loaded.state_dict()
+    differs = next((key for key in found if not _same(saved[key].to(found[key].dtype), found[key])), None)
+    if differs is None and not _same(*(_answers(one, check_config(folder)) for one in (model, loaded))):
+        differs = "its answer to an image"  # of a layer without weights
+    if differs is not None:
+        raise ValueError(
+            f"{type(model).__name__} would come back as another model: {differs} differs after loading; what was "
+            "changed after create_model, beside the weights, cannot be saved"
+        )
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
+
+
+def _answers(model: nn.Module, config: Mapping[str, Any]) -> Tensor:
+    """Return what `probe` returns; nothing for a model that does not take images of the size it is saved with."""
+    try:
+        return probe(model.float(), config["pretrained_cfg"]["input_size"])
+    except (RuntimeError, AssertionError):
+        return torch.empty(0)
 
 
 def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> tuple[float, ...] | None:

@@ -1,6 +1,8 @@
 """Leave a run between two steps when the system or the user asks for it, all processes at the same one."""
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
@@ -10,6 +12,8 @@ import torch
 import torch.distributed as dist
 
 Item = TypeVar("Item")
+# Beside Ctrl-C; SIGHUP says that the terminal or the connection closed.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _PATIENCE = 2.0  # seconds after which a second Ctrl-C is meant; a launcher passes the first one on at once
 
 
@@ -27,9 +31,10 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Note SIGTERM and Ctrl-C instead of dying of them, inside a `with` block.
+    """Note SIGTERM, SIGHUP and Ctrl-C instead of dying of them, inside a `with` block.
 
-    A second Ctrl-C ends the process at once.
+    A second Ctrl-C ends the process at once. SIGHUP stays ignored where nohup has it so. In a thread other than the
+    main one, where Python lets nobody choose what signals do, they do what they did.
 
     Attributes:
         received: Number of the first signal, or 0.
@@ -44,9 +49,14 @@ class StopSignals:
         self.received = 0
         self._since = 0.0
         self._previous: dict[int, Any] = {}
+        self._terminal: list[int] = []
 
     def __enter__(self) -> "StopSignals":
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        if threading.current_thread() is threading.main_thread():
+            self._terminal = [number for number in (0, 1, 2) if os.isatty(number)]
+            ignored = [number for number in STOP_SIGNALS[1:] if signal.getsignal(number) is signal.SIG_IGN]
+            chosen = [number for number in (*STOP_SIGNALS, signal.SIGINT) if number not in ignored]
+            self._previous = {number: signal.signal(number, self._note) for number in chosen}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,6 +73,8 @@ class StopSignals:
             self.received, self._since = number, time.monotonic()
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        for gone in (terminal for terminal in self._terminal if not os.isatty(terminal)):
+            os.dup2(os.open(os.devnull, os.O_RDWR), gone)  # a line to it would raise before the state is saved
         if not self.received:
             self.ask(number)
         elif number == signal.SIGINT and time.monotonic() - self._since > _PATIENCE:

@@ -7,8 +7,9 @@ import platform
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -17,18 +18,35 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from .interruption import Stopped
+from .errors import one_line
+from .interruption import STOP_SIGNALS, Stopped
 
 Result = TypeVar("Result")
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # looked up here: a forked process should not
+# The first letters of every name under which a launcher is started.
+_LAUNCHERS = ("accelerate", "torchrun", "torch.distributed")
+_ACCELERATE = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
+# They say which devices there are, and which process uses what, or are overruled by an argument.
+_ARRANGEMENT = {
+    f"ACCELERATE_{name}" for name in ("USE_CPU", "TORCH_DEVICE", "CPU_AFFINITY", "MIXED_PRECISION", "LOG_LEVEL")
+}
+# What `accelerate launch` sets if nobody asked for anything.
+_DEFAULTS = {
+    "ACCELERATE_DYNAMO_BACKEND": ("no",),
+    "ACCELERATE_DYNAMO_MODE": ("default",),
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH": ("false",),
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": ("false",),
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": ("false",),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1",),
+}
 
 
 @contextmanager
 def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turn mistakes of the user into one line on standard error and exit code 1, without a traceback.
 
-    Interruptions, SIGTERM among them, end in one line, too, with 128 and the number of the signal, and what was being
-    written is removed.
+    Interruptions, SIGTERM and SIGHUP among them, end in one line, too, with 128 and the number of the signal, and what
+    was being written is removed. Warnings are one line as well, without a file and code of this package.
 
     Args:
         *kinds: Exceptions that mean a mistake of the user here; all others pass.
@@ -39,18 +57,17 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     """
     script = Path(sys.argv[0]).name
     try:
-        with _sigterm_unwinds():
+        with _plain_warnings(), _stop_signals_unwind():
             yield
     except _ToldElsewhere:
         sys.exit(1)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
-            print(f"\n{script}: {stopped}", file=sys.stderr)  # noqa: T201
+            with suppress(OSError):  # the terminal may be gone
+                print(f"\n{script}: {stopped}", file=sys.stderr)  # noqa: T201
         sys.exit(stopped.exit_code)
     except kinds as error:
-        # An error from a decoding process carries that process's traceback before its own message.
-        message = str(error).rsplit("ImageDecodeError: ", 1)[-1].strip()
-        sys.exit(f"{script}: error: {message}")
+        sys.exit(f"{script}: error: {one_line(error)}")
     except dist.DistError as error:
         sys.exit(f"{script}: stopped, because another process of the run ended: {str(error).splitlines()[0]}")
     except RuntimeError as error:
@@ -66,23 +83,42 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Let SIGTERM raise as Ctrl-C does, so that half-written files are removed; `StopSignals` takes over from it."""
+def _plain_warnings() -> Iterator[None]:
+    """Show warnings as every other line of a script is shown, once for all processes."""
+
+    def plain(message: Warning | str, *_: object, **__: object) -> str:
+        told_by_another = os.environ.get("RANK", "0") != "0"
+        return "" if told_by_another else f"warning: {' '.join(str(message).split())}\n"
+
+    before = warnings.formatwarning
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+@contextmanager
+def _stop_signals_unwind() -> Iterator[None]:
+    """Let signals raise as Ctrl-C does, so that half-written files are removed; `StopSignals` takes over from it."""
     # Only the first process writes files; the others may be waiting for it where nothing can be raised.
     writes = os.environ.get("RANK", "0") == "0"
-    may_set = threading.current_thread() is threading.main_thread()
-    if not writes or not may_set or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if not writes or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(number: int, _: FrameType | None) -> None:
-        raise Stopped("SIGTERM: ended", number)
+        raise Stopped(f"{signal.Signals(number).name}: ended", number)
 
-    signal.signal(signal.SIGTERM, end)
+    # What nohup or somebody else has chosen stays; Ctrl-C raises by itself.
+    taken = [number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _ToldElsewhere(Exception):
@@ -122,7 +158,7 @@ def start_all_processes() -> None:
     """
     environment = os.environ
     asked = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment
-    if not asked or "LOCAL_RANK" in environment or torch.accelerator.is_available():
+    if not asked or not _is_launched() or "LOCAL_RANK" in environment or torch.accelerator.is_available():
         return
     if any(name in environment for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")):
         return
@@ -159,11 +195,30 @@ def _asked_processes() -> int | None:
 
 def follow_launcher() -> None:
     """Ask for SIGTERM when the launcher ends: killed alone, `accelerate launch` would leave the training running."""
+    launcher = os.getppid()
     if sys.platform != "linux" or not _is_launched():
         return
     end_with_parent()
-    if os.getppid() == 1 and not any(word in Path("/proc/1/cmdline").read_text() for word in ("accelerate", "torch")):
+    if os.getppid() != launcher:
         sys.exit(f"{Path(sys.argv[0]).name}: its launcher has ended already")
+
+
+def forget_foreign_settings() -> list[str]:
+    """Take from the environment what Accelerate would read there and a run does not mean.
+
+    Variables that another project, or `accelerate config`, left there would win over arguments: the gradients would be
+    divided, the model compiled, or sharded, without a word.
+
+    Returns:
+        Those that would have changed something, as `NAME=value`.
+    """
+    found = []
+    for name in sorted(os.environ):
+        if name.startswith(_ACCELERATE) and name not in _ARRANGEMENT:
+            value = os.environ.pop(name)
+            if name not in _DEFAULTS or value.lower() not in _DEFAULTS[name]:
+                found.append(f"{name}={value}")
+    return found
 
 
 def end_with_parent() -> None:
@@ -220,4 +275,14 @@ def _is_torchrun() -> bool:
 
 
 def _is_launched() -> bool:
-    return "ACCELERATE_MIXED_PRECISION" in os.environ or _is_torchrun()
+    """Whether a launcher started this process: its variables alone may be left from elsewhere."""
+    if not _is_torchrun() and "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return False
+    if sys.platform != "linux":
+        return True
+    try:
+        program, *words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # of another user, or behind a wall of containers
+        return _is_torchrun()
+    names = [Path(word).name for word in (program, *words)]
+    return names[0].startswith(("python", *_LAUNCHERS)) and any(name.startswith(_LAUNCHERS) for name in names)

@@ -241,7 +241,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,
-    ).from_string(path.read_text(encoding="utf-8"))
+    ).from_string(path.read_text(encoding="utf-8-sig"))
 
 
 def _claim(config: Mapping[str, Any], args: Mapping[str, Any], summary: Mapping[str, Any]) -> str:

@@ -101,9 +101,9 @@ def collect(run: Path) -> Result:
 
 
 def _collect(run: Path) -> Result:
-    args = json.loads((run / "args.json").read_text())
-    summary = json.loads((run / "summary.json").read_text())
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    args = json.loads((run / "args.json").read_text(encoding="utf-8-sig"))
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8-sig"))
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8-sig").splitlines()]
     if args.get("recipe") is None:
         raise ValueError(f"{run} is not a run of a recipe; train it with --recipe")
     recipe, protocol = recipes.find(args["recipe"])
@@ -158,7 +158,7 @@ def read(path: Path) -> Result:
         ValueError: If the file is no result, or not of the recipe that its name says.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         known = {field.name: field.default is MISSING for field in fields(Result)}
         needed = {name for name, is_needed in known.items() if is_needed}  # later ones have defaults
         if not isinstance(content, Mapping) or not needed <= content.keys() <= known.keys():

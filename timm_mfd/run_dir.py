@@ -19,6 +19,7 @@ from .atomic import flush, flush_folder, replacing
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 _BEFORE_A_CHECKPOINT = ("metrics.jsonl", "nonfinite.json")  # what a run may write before its first one
+_AFTER_A_CHECKPOINT = {"summary.json", "curves.png", "model", "model.partial", "publish"}
 BUSY = "another process writes into this run"
 _held: list[int] = []  # descriptors of lock files, open until the process ends
 _PACKAGES = ("timm_mfd", "torch", "timm", "torchvision", "accelerate", "safetensors", "numpy", "pillow")
@@ -37,7 +38,9 @@ def check(output_dir: str | None, resume: bool = False) -> None:
     if output_dir is None or not (path := Path(output_dir)).exists():
         return
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else {""}
-    left = {name.removesuffix(".partial") for name in names} <= {"args.json", "checkpoint", *_BEFORE_A_CHECKPOINT}
+    # What others put beside args.json, such as the log of a scheduler, says nothing; what a run writes later does.
+    own = {name.removesuffix(".partial") for name in names} <= {"args.json", "checkpoint", *_BEFORE_A_CHECKPOINT}
+    left = own or ("args.json" in names and not names & _AFTER_A_CHECKPOINT)
     begun = resume and left and not (path / CHECKPOINT).exists()
     if names and not begun:
         other = "holds another run" if "args.json" in names else "is not an empty folder"
@@ -87,7 +90,7 @@ def claim(output_dir: str | None, name: str, args: Mapping[str, Any], resume: bo
 
 def note_changes(path: Path, args: Mapping[str, Any]) -> None:
     """Bring `args.json` up to date when a run goes on in its folder; what it held before goes to its `history`."""
-    before = json.loads((path / "args.json").read_text())
+    before = json.loads((path / "args.json").read_text(encoding="utf-8-sig"))
     history = before.pop("history", [])
     if before != json.loads(json.dumps(args)):
         write_text(path / "args.json", to_json({**args, "history": [*history, before]}))
@@ -129,7 +132,7 @@ def hold(path: Path, patience: float = 20.0) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
     with replacing(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def replace_folder(new: Path, path: Path) -> None:

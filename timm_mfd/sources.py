@@ -31,6 +31,28 @@ def source_of(name: str) -> str:
     return name
 
 
+def data_of(name: str) -> dict[str, Any]:
+    """Return which data set a run was trained on, where it lay, and the size that its images were resized to.
+
+    Args:
+        name: From the command line: a run folder, or the folder of the model in it.
+
+    Returns:
+        `dataset`, `data_dir` and `image_size`; nothing if it is no run.
+
+    Raises:
+        ValueError: If `args.json` of the run is damaged.
+    """
+    for folder in (Path(name.removeprefix("local-dir:")), Path(name.removeprefix("local-dir:")).parent):
+        if (file := folder / "args.json").is_file():
+            try:
+                before = json.loads(file.read_text(encoding="utf-8-sig"))
+                return {key: before[key] for key in ("dataset", "data_dir", "image_size")}
+            except (ValueError, KeyError):
+                raise ValueError(f"{file} is damaged; name the data set with --dataset") from None
+    return {}
+
+
 def license_of(name: str, model: Any) -> str:
     """Return the licence that the card of a saved model names, or timm's for its weights.
 
@@ -52,8 +74,18 @@ def accuracy_of(run: Path) -> str:
     summary = run / "summary.json"
     if not summary.is_file():
         return ""
-    found = json.loads(summary.read_text())
+    found = json.loads(summary.read_text(encoding="utf-8-sig"))
     return f"top-1 {found['top1']:.2f} % of {found['count']:,} {found['split']} images"
+
+
+def stages_of(run: Path) -> list[int] | None:
+    """Return the index of each stage that MFD saw in a finished run; None if it is none.
+
+    Args:
+        run: The folder.
+    """
+    summary = run / "summary.json"
+    return json.loads(summary.read_text(encoding="utf-8-sig")).get("stages") if summary.is_file() else None
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
@@ -67,6 +99,8 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
     """
     path = run / "metrics.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return (
+            [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines()] if path.is_file() else []
+        )
     except ValueError:
         raise ValueError(f"{path} is damaged; mend or remove it") from None

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .errors import first_words
+
 
 class StageOutput(NamedTuple):
     """What `forward_stages` returns.
@@ -89,7 +91,8 @@ def forward_stages(model: nn.Module, images: Tensor, indices: Sequence[int] | No
         `StageOutput(logits, stages, embedding)`; the stages agree with `stage_info(model, indices)`.
 
     Raises:
-        TypeError: If `model` is not a timm model, or is wrapped or compiled.
+        TypeError: If `model` is not a timm model, is wrapped or compiled, or returns several logits, as distilled ones
+            can.
         ValueError: If an index is out of range.
 
     Example:
@@ -117,6 +120,11 @@ def read_stages(model: Any, images: Tensor, taken: Sequence[int]) -> StageOutput
     """
     features, stages = model.forward_intermediates(images, indices=list(taken), output_fmt="NCHW")
     logits, embedding = _forward_head(model, features)
+    if logits is not None and not isinstance(logits, Tensor):
+        raise TypeError(
+            f"{type(model).__name__} returns {len(logits)} logits for an image while it trains; call its "
+            "set_distilled_training(False), which takes their mean"
+        )
     # None where there is no classifier; almost everybody has one, and puts the logits into a loss.
     return StageOutput(cast(Tensor, logits), tuple(stages), embedding)
 
@@ -247,11 +255,11 @@ def stage_shapes(
     model.eval()
     try:
         stages = forward_stages(model, images, indices).stages
-    except torch.OutOfMemoryError:  # says nothing about the size of images
+    except (torch.OutOfMemoryError, MemoryError, ValueError):  # say nothing about the size of images
         raise
-    except (AssertionError, RuntimeError) as error:
+    except Exception as error:
         size = f"{images.shape[2]}x{images.shape[3]}"
-        raise ValueError(f"{type(model).__name__} does not take images of {size}: {error}") from None
+        raise ValueError(f"{type(model).__name__} does not take images of {size}: {first_words(error)}") from None
     finally:
         model.train(was_training)
     return list(zip(stage_info(model, indices), (stage.shape for stage in stages), strict=True))

@@ -35,8 +35,8 @@ class MFDClassificationTask(ClassificationTask):
 
     Raises:
         TypeError: If `model` is not a timm model, or is wrapped already: the task is what is to be wrapped.
-        ValueError: If `model` has no classifier, or not the embedding that the criterion reads, or a stage index is out
-            of range.
+        ValueError: If `model` has no classifier, or two that a teacher trains, or not the embedding that the criterion
+            reads, or a stage index is out of range.
 
     Example:
         >>> task = MFDClassificationTask(model, nn.CrossEntropyLoss(), MFDLoss(weight=1.0))
@@ -61,6 +61,11 @@ class MFDClassificationTask(ClassificationTask):
         stage_info(model, stage_indices)  # refuses what has no stages, or not these
         if getattr(model, "num_classes", 0) == 0:
             raise ValueError(f"{type(model).__name__} has no classifier; build it with num_classes >= 1")
+        if getattr(model, "distilled_training", False):
+            raise ValueError(
+                f"{type(model).__name__} returns two logits while it trains; call its set_distilled_training(False), "
+                "which takes their mean"
+            )
         reads: Reads = getattr(criterion, "reads", "logits")
         if reads != "logits" and not gives_embedding(model, training=True):
             raise ValueError(

@@ -21,6 +21,7 @@ from .guards import BadStep, LossGuard, all_finite
 from .interruption import Agreement, Stopped, StopSignals
 from .launch import on_main_process, seed_step
 from .run_dir import CHECKPOINT, to_json, write_text
+from .tables import losses_text
 from .task import MFDClassificationTask
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Training:
             if main_process and time.monotonic() - shown > (SECONDS_PER_LINE if bar.disable else 0.5):
                 shown = time.monotonic()
                 loss, criterion, mfd = parts[1:4].tolist()
-                losses = f"loss {loss:.3f} = {criterion:.3f} + MFD {mfd:.4f}"
+                losses = losses_text(loss, criterion, mfd, 3)
                 if bar.disable:
                     self._say(f"epoch {self.epoch + 1}, step {self.step:,} of {len(self.loader):,}, {losses}")
                 else:

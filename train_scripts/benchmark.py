@@ -7,6 +7,10 @@ Timings alternate between the things compared, so that a busy machine slows all 
 spreads are half the range between quartiles. On a GPU a timing is the mean of a loop of calls between two events.
 """
 
+import _extra  # noqa: F401, before what it looks for
+
+# isort: split
+
 import functools
 import json
 import statistics
@@ -83,7 +87,7 @@ def main(args: Args) -> None:
     for part in args.parts:
         print(f"\n{part}: {MEASUREMENTS[part].__doc__.splitlines()[0]}")
         results[part] = MEASUREMENTS[part](args, device, dtype)
-    Path(args.output).write_text(json.dumps(results, indent=2) + "\n")
+    Path(args.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"\nwritten to {args.output}")
 
 

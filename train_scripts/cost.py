@@ -5,6 +5,10 @@ python train_scripts/cost.py
 python train_scripts/cost.py --table 5 --rows mobilenetv2/tiny_imagenet --seeds 1 --tflops 0.3
 """
 
+import _extra  # noqa: F401, before what it looks for
+
+# isort: split
+
 import math
 from collections import Counter
 

@@ -8,6 +8,10 @@ Weights of layers become float16; what batch norm holds stays float32. What the 
 held-out images, and that is the accuracy on its card and in results/ARCH.TAG.json.
 """
 
+import _extra  # noqa: F401, before what it looks for
+
+# isort: split
+
 import json
 import shutil
 import sys

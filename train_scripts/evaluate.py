@@ -1,9 +1,13 @@
 """Measure the accuracy of a saved, published or pretrained model on the held-out images of a data set.
 
-python train_scripts/evaluate.py --model runs/NAME --dataset digits
+python train_scripts/evaluate.py --model runs/NAME
 
 python train_scripts/evaluate.py --model hf-hub:ORG/NAME@v1.0 --dataset tiny_imagenet --data-dir DIR --json top1.json
 """
+
+import _extra  # noqa: F401, before what it looks for
+
+# isort: split
 
 import json
 from contextlib import nullcontext
@@ -20,7 +24,7 @@ from timm_mfd import create_model
 from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, load_dataset, place
 from timm_mfd.evaluation import evaluate
 from timm_mfd.launch import one_line_errors, prepare_cpu
-from timm_mfd.sources import source_of
+from timm_mfd.sources import data_of, source_of
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,9 @@ class Args:
 
     model: str
     """A run folder, a saved model, a name with pretrained weights, or hf-hub:ORG/NAME[@REVISION]."""
-    dataset: str
-    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, folder or hfds/NAME."""
+    dataset: str | None = None
+    """As for train.py: digits, cifar10, cifar100, tiny_imagenet, facescrub, folder or hfds/NAME. Default: that of the
+    run, with its --data-dir and --image-size."""
     data_dir: str | None = None
     """Where the data set lies; digits needs none."""
     image_size: int | None = None
@@ -57,12 +62,23 @@ def main(args: Args) -> None:
             raise FileNotFoundError(f"--json {args.json}: there is no folder {args.json.parent}")
         if args.batch_size < 1:
             raise ValueError(f"--batch-size must be at least 1, not {args.batch_size}")
+        args = with_data_of_run(args)
         numbers = measure(args)
         print("| model | data | top-1 % | top-5 % | images |\n|---|---|---|---|---|")
         words = f"{numbers['dataset']} {numbers['split']} | {numbers['top1']:.2f} | {numbers['top5']:.2f}"
         print(f"| {args.model} | {words} | {numbers['count']:,} |")
         if args.json:
-            args.json.write_text(json.dumps(numbers, indent=2) + "\n")
+            args.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+
+
+def with_data_of_run(args: Args) -> Args:
+    """Fill in the data that a run was trained on, where no data set is given."""
+    if args.dataset:
+        return args
+    if not (of_run := data_of(args.model)):
+        raise ValueError(f"give a --dataset: {args.model} is no run folder, which would name its own")
+    given = {name: value for name in ("data_dir", "image_size") if (value := getattr(args, name)) is not None}
+    return replace(args, **of_run | given)
 
 
 def measure(args: Args) -> dict[str, Any]:

@@ -3,6 +3,10 @@
 python train_scripts/prepare_facescrub.py --lists LISTS --images IMAGES --output data/facescrub
 """
 
+import _extra  # noqa: F401, before what it looks for
+
+# isort: split
+
 from dataclasses import dataclass
 from pathlib import Path
 

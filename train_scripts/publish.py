@@ -7,6 +7,10 @@ HF_TOKEN=... python train_scripts/publish.py --run-dir runs/NAME --repo-id ORG/N
 The token comes from HF_TOKEN or `hf auth login`, never from the command line.
 """
 
+import _extra  # noqa: F401, before what it looks for
+
+# isort: split
+
 import json
 import shutil
 from dataclasses import dataclass
@@ -127,10 +131,10 @@ def check_finished(run: Path) -> None:
 def describe(run: Path) -> dict[str, Any]:
     """Read how a run was trained, for its card."""
     try:
-        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8-sig").splitlines()]
         return {
-            "args": json.loads((run / "args.json").read_text()),
-            "summary": json.loads((run / "summary.json").read_text()),
+            "args": json.loads((run / "args.json").read_text(encoding="utf-8-sig")),
+            "summary": json.loads((run / "summary.json").read_text(encoding="utf-8-sig")),
             "seconds": sum(line["seconds"] for line in metrics),  # also of a run that was interrupted
         }
     except (OSError, ValueError, KeyError) as error:

@@ -9,6 +9,10 @@ python train_scripts/reproduce.py run --table 5 --rows mobilenetv2/tiny_imagenet
 python train_scripts/reproduce.py report
 """
 
+import _extra  # noqa: F401, before what it looks for
+
+# isort: split
+
 import os
 import signal
 import sys
@@ -37,6 +41,7 @@ from timm_mfd.scheduler import Job, run_jobs
 
 TRAIN = Path(__file__).with_name("train.py")
 _SAVING = 60.0  # seconds that runs get to save themselves before a time limit
+_RESULTS = Path("results")  # of the paper's recipes; the clone keeps them
 Protocol = Literal["paper", "strong", "quick"]
 
 
@@ -81,7 +86,7 @@ class Run:
     def epochs_done(self) -> int:
         """Return how many epochs the run folder has metrics of."""
         with suppress(OSError):
-            return len((self.folder / "metrics.jsonl").read_text().splitlines())
+            return len((self.folder / "metrics.jsonl").read_text(encoding="utf-8-sig").splitlines())
         return 0
 
     def job(self, options: Sequence[str]) -> Job:
@@ -96,7 +101,7 @@ def list_runs(
     rows: tuple[str, ...] = (),
     protocol: Protocol = "paper",
     runs_dir: Path = Path("runs/reproduce"),
-    results_dir: Path = Path("results"),
+    results_dir: Path | None = None,
 ) -> None:
     """List the runs with the paper's accuracy and ours, and what is done or begun.
 
@@ -105,10 +110,11 @@ def list_runs(
         rows: Beginnings of names, in whole words, such as mobilenetv2/tiny_imagenet.
         protocol: paper, strong or quick.
         runs_dir: Where run folders are.
-        results_dir: Where results are.
+        results_dir: Where results are. Default: results, for trials (quick, digits) the folder results in RUNS_DIR.
     """
     with one_line_errors(ValueError):
         chosen = recipes.select(table, rows)
+        results_dir = results_dir or default_results(runs_dir, protocol, chosen)
         everything = results.read_all(results_dir)
     found = [result for result in everything if result.protocol == protocol]
     how = recipes.PROTOCOLS[protocol]
@@ -130,6 +136,8 @@ def list_runs(
         print(f"{tables:<7} {recipe.id:<38} {recipe.stem(protocol):<9} {paper:>6}  {accuracy or '-'!s:<22} {state}")
     done = len({result.recipe for result in found} & {recipe.id for recipe in chosen})
     print(f"\n{done} of {len(chosen)} recipes have a result")
+    if elsewhere := sorted({result.recipe for result in found} - {recipe.id for recipe in chosen}):
+        print(f"there are results of recipes outside of these tables: {', '.join(elsewhere)}")
     others = {result.protocol for result in everything} - {protocol}
     if others:
         print(f"there are results of other protocols: {', '.join(sorted(others))}")
@@ -148,7 +156,7 @@ def run(
     workers: int = 2,
     cache_dir: Path | None = None,
     runs_dir: Path = Path("runs/reproduce"),
-    results_dir: Path = Path("results"),
+    results_dir: Path | None = None,
 ) -> None:
     """Train what has no result yet; go on where a run was cut off. `list` shows how far the runs are.
 
@@ -169,16 +177,23 @@ def run(
         workers: Decoding processes of each run.
         cache_dir: Where decoded images are kept. Default: ~/.cache/timm_mfd.
         runs_dir: Where run folders are.
-        results_dir: Where results are.
+        results_dir: Where results are. Default: results, for trials (quick, digits) the folder results in RUNS_DIR.
     """
     deadline = deadline_in(time_limit)
     with one_line_errors(ValueError, OSError, ImageDecodeError):
         if seeds < 1:
             raise ValueError(f"--seeds must be at least 1, not {seeds}")
         chosen = recipes.select(table, rows)
+        results_dir = results_dir or default_results(runs_dir, protocol, chosen)
         runs = [Run(recipe, protocol, seed, runs_dir, results_dir) for seed in range(seeds) for recipe in chosen]
         options = ["--mixed-precision", mixed_precision, "--workers", str(workers), *["--compile"] * compile]
         do_missing(runs, parallel, options, data_dir, workers, cache_dir, deadline)
+
+
+def default_results(runs_dir: Path, protocol: str, chosen: Sequence[Recipe]) -> Path:
+    """Return where results go: those of trials, which say nothing of the paper, lie beside their runs."""
+    is_trial = protocol == "quick" or all(recipe.dataset == "digits" for recipe in chosen)
+    return runs_dir / "results" if is_trial else _RESULTS
 
 
 def deadline_in(minutes: float | None) -> float | None:
@@ -223,7 +238,9 @@ def do_missing(
     if failed := train(missing, parallel, [*options, *cached], data_dir, deadline):
         sys.exit(f"{Path(sys.argv[0]).name}: {len(failed)} of {len(missing)} runs have no result: {', '.join(failed)}")
     if missing:
-        print(f"results are in {missing[0].results_dir}; reproduce.py report makes tables and pictures of them")
+        place = missing[0].results_dir
+        where = "" if place == _RESULTS else f" --results-dir {place}"
+        print(f"results are in {place}; reproduce.py report{where} makes tables and pictures of them")
 
 
 def decode(datasets: Sequence[str], data_dir: Path, workers: int, cache_dir: Path | None, parallel: int) -> None:

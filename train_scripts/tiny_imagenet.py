@@ -7,6 +7,10 @@ Eq. 6, the other networks; with bf16, channels_last and torch.compile. The same 
 code 142). Run folders, results and decoded images are in --output-dir, which is all that has to be kept.
 """
 
+import _extra  # noqa: F401, before what it looks for
+
+# isort: split
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,8 +9,13 @@ accelerate launch train_scripts/train.py --recipe resnet50/cifar100/softmax+mfd 
 accelerate launch train_scripts/train.py --resume RUN
 """
 
+import _extra  # noqa: F401, before what it looks for
+
+# isort: split
+
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -32,12 +37,13 @@ from timm_mfd import MFDClassificationTask, MFDLoss, checkpoint, create_model, r
 from timm_mfd.arguments import Args
 from timm_mfd.criteria import create_criterion
 from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, TrainLoader, load_dataset, place
+from timm_mfd.errors import first_words, named
 from timm_mfd.evaluation import evaluate
-from timm_mfd.figures import training_curves
-from timm_mfd.guards import sample_warnings, verdicts
+from timm_mfd.guards import average_warnings, sample_warnings, verdicts
 from timm_mfd.interruption import StopSignals
 from timm_mfd.launch import (
     follow_launcher,
+    forget_foreign_settings,
     on_main_process,
     one_line_errors,
     prepare_cpu,
@@ -47,20 +53,22 @@ from timm_mfd.launch import (
 from timm_mfd.loss.samples import Scope, effective_samples
 from timm_mfd.models import arguments_for
 from timm_mfd.redundancy import CORRELATION_IMAGES, mean_abs_correlation
+from timm_mfd.sources import source_of
 from timm_mfd.stages import stage_shapes
 from timm_mfd.sync_batch_norm import synchronise_batch_norm
-from timm_mfd.tables import correlation_table, stage_table
+from timm_mfd.tables import correlation_table, losses_text, stage_table
+from timm_mfd.tracking import Tracker
 from timm_mfd.training import Training
 
 
 def main(args: Args) -> None:
     """Train, evaluate after each epoch, and leave a run folder with a model that loads."""
-    started = time.time()
     follow_launcher()
+    foreign = forget_foreign_settings()
 
     # 1. Everything that can be wrong is found before anything is written.
     with one_line_errors(ValueError, OSError):
-        args = args.checked()
+        args = replace(args, model=source_of(args.model)).checked()
         if args.resume is None:
             run_dir.check(args.output_dir)
         if args.deterministic:
@@ -74,13 +82,18 @@ def main(args: Args) -> None:
             log_with=None if args.tracker == "none" else args.tracker,
             # The others wait while the first process decodes a large data set.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
-            project_dir=args.output_dir or "runs",
+            project_dir="runs",  # until the folder of the run is known
         )
+        if foreign:
+            accelerator.print(f"note: the environment has {', '.join(foreign)}; a run goes by its arguments alone")
         device, processes, main_process = accelerator.device, accelerator.num_processes, accelerator.is_main_process
         if device.type == "cpu":
             prepare_cpu()
             if args.mixed_precision == "fp16":
                 raise ValueError("--mixed-precision fp16 needs a GPU; on a CPU choose bf16 or no")
+        if args.compile:
+            with named("--compile does not work on this machine (install what it lacks, or leave it out)"):
+                torch.compile(torch.sin)(torch.ones(2, device=device))
         if args.batch_size < 2 * processes:
             raise ValueError(
                 f"--batch-size {args.batch_size} leaves fewer than 2 images to each of {processes} processes"
@@ -166,6 +179,8 @@ def main(args: Args) -> None:
     accelerator.print()
     accelerator.print(stage_table(stages, [tuple(shape[2:]) for _, shape in shapes], samples))
     warnings = sample_warnings(stages, samples) if args.mfd_weight else []
+    steps = args.epochs * len(train_loader)
+    warnings += average_warnings(args.ema_decay, steps)
     if device.type == "cpu" and args.mixed_precision == "bf16":
         # oneDNN leaves the kernel positions that see only padding unwritten (torch 2.15).
         warnings.append("bf16 on a CPU has wrong gradients for 3x3 convolutions of stride 2 on 1x1 maps")
@@ -186,19 +201,20 @@ def main(args: Args) -> None:
     )  # fmt: skip
     if saved:
         training.go_on(saved)
-    if args.tracker != "none":
-        accelerator.init_trackers("timm_mfd", config={key: str(value) for key, value in record["args"].items()})
+    tracker = Tracker(accelerator, args.tracker, folder, record["args"])
 
     # 5. Train, evaluate, log: one line of metrics an epoch.
     evaluated = partial(task.get_eval_model, ema=bool(args.ema_decay))
-    total = args.epochs * len(train_loader) * args.batch_size
+    total = steps * args.batch_size
+    begun = (training.epoch * len(train_loader) + training.step) * args.batch_size
     with (
         one_line_errors(ImageDecodeError, FloatingPointError, OSError),
         StopSignals() as stop,
-        tqdm(total=total, unit="img", unit_scale=True, smoothing=0.05, disable=None if main_process else True) as bar,
-    ):
-        bar.update((training.epoch * len(train_loader) + training.step) * args.batch_size)
-        bar.unpause()
+        tqdm(
+            total=total, initial=begun, unit="img", unit_scale=True, smoothing=0.05,
+            disable=None if main_process else True,
+        ) as bar,
+    ):  # fmt: skip
         while training.epoch < args.epochs:
             epoch = training.epoch + 1
             losses = training.train_epoch(stop, bar)
@@ -213,22 +229,23 @@ def main(args: Args) -> None:
             if main_process:
                 tqdm.write(
                     f"epoch {epoch:>3}/{args.epochs}  top-1 {accuracy.top1:6.2f}  top-5 {accuracy.top5:6.2f}  "
-                    f"loss {line['loss']:.4f} = {line['criterion_loss']:.4f} + MFD {line['mfd_loss']:.4f}  "
+                    f"{losses_text(line['loss'], line['criterion_loss'], line['mfd_loss'], 4)}  "
                     f"{line['images_per_second']:,.0f} images/s"
                 )
             per_stage = {
                 f"mfd_stage{i}": v for i, v in zip(indices, line["mfd_per_stage"], strict=True) if v is not None
             }
             numbers = {key: value for key, value in line.items() if isinstance(value, float)}
-            accelerator.log(numbers | per_stage, step=epoch)
-    accelerator.end_training()
+            tracker.log(numbers | per_stage, step=epoch)
+    tracker.end()
 
     # 6. Export and report.
     if main_process:
         trained = evaluated()
         after = stage_correlations(trained, data, args)
         losses = [line["criterion_loss"] for line in training.metrics]
-        failures = verdicts(losses, accuracy.answers, data.test.labels, accuracy.top1, data.class_names)
+        average = " ".join(average_warnings(args.ema_decay, steps))
+        failures = verdicts(losses, accuracy.answers, data.test.labels, accuracy.top1, data.class_names, average)
         summary = {
             "top1": accuracy.top1,
             "top5": accuracy.top5,
@@ -240,7 +257,7 @@ def main(args: Args) -> None:
             "samples": samples,
             "noise_floor": [1 / max(n - 1, 1) for n in samples],
             "warnings": [*warnings, *failures],
-            "seconds": round(time.time() - started, 1),
+            "seconds": round(sum(line["seconds"] for line in training.metrics), 1),  # of all parts of the run
             "images_per_second": statistics.median(line["images_per_second"] for line in training.metrics),
             "device": kind,
         }
@@ -253,7 +270,8 @@ def main(args: Args) -> None:
         print(f"\ntop-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %, {accuracy.images:,} images")
         for warning in failures:
             print(f"warning: {warning}")
-        print(f"{summary['seconds']:.0f} seconds; the model is in {folder / 'model'}\n\nimport timm\nimport timm_mfd")
+        print(f"{summary['seconds']:.0f} seconds of training and evaluation; the model is in {folder / 'model'}\n")
+        print("import timm\nimport timm_mfd")
         package = "timm_mfd" if getattr(model, "pruned", False) else "timm"
         print(f'model = {package}.create_model("local-dir:{folder / "model"}", pretrained=True).eval()')
 
@@ -303,7 +321,12 @@ def export(
     )
     run_dir.replace_folder(partial_model, folder / "model")
     title = f"{args.model} on {data.name}, {args.criterion}, MFD weight {args.mfd_weight:g}, seed {args.seed}"
-    training_curves(metrics, folder / "curves.png", title, stages)
+    try:
+        from timm_mfd.figures import training_curves  # here: no run ends for want of a picture
+
+        training_curves(metrics, folder / "curves.png", title, stages)
+    except Exception as error:
+        print(f"warning: curves.png is not drawn: {first_words(error)}", file=sys.stderr)
     run_dir.write_text(folder / "summary.json", run_dir.to_json(summary))
 
 
@@ -319,7 +342,8 @@ def parse(words: Sequence[str] | None = None) -> Args:
         recipe, protocol = recipes.find(args.recipe)
         name = recipe.name(protocol)  # one name for a recipe, however it was written
         args = replace(cli(default=recipe.arguments(protocol)), recipe=name)
-    source = run_dir.find_checkpoint(args.resume, args.output_dir, args.name) if args.resume else None
+    called = replace(args, model=source_of(args.model)).name
+    source = run_dir.find_checkpoint(args.resume, args.output_dir, called) if args.resume else None
     if source is not None:
         args = cli(default=Args.of_run(checkpoint.read_record(source)["args"]))
         args = replace(args, recipe=name) if name else args

@@ -1,5 +1,6 @@
 """Decoding processes outlive a signal to the whole job, and never their training process."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,13 +19,13 @@ from timm_mfd.data.decoding import decoded_batches
 def test_batches_still_come_after_a_signal_to_every_decoding_process(folder_dataset, number):
     images = load_dataset("folder", folder_dataset).train
     batches = decoded_batches(images, 2, batch_size=2)
-    for worker in batches._workers:
+    for worker in multiprocessing.active_children():
         os.kill(worker.pid, number)
     assert torch.equal(torch.cat(list(batches)), torch.stack([images[i] for i in range(len(images))]))
 
 
 ENDS = """
-import os, sys
+import multiprocessing, os, sys
 from timm_mfd.data import load_dataset
 from timm_mfd.data.decoding import decoded_batches
 for end in ("raise SystemExit(3)", "raise ValueError", "pass"):
@@ -34,7 +35,7 @@ for end in ("raise SystemExit(3)", "raise ValueError", "pass"):
     else:
         batches = decoded_batches(load_dataset("folder", sys.argv[1]).train, 2, batch_size=2)
         next(batches)
-        print(*(worker.pid for worker in batches._workers), flush=True)
+        print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
         exec(end)
         break
 """

@@ -57,10 +57,10 @@ def test_other_content_of_the_same_name_size_and_time_is_decoded_again(tmp_path,
     """As `touch -r`, `rsync -t`, or two folders of the same relative path make it."""
     pixels = []
     for place_, colour in (("first", 10), ("second", 200)):
-        for name in ("train/a/0.bmp", "val/a/0.bmp"):
+        for name in ("train/b/0.bmp", "val/b/0.bmp", "train/a/0.bmp", "val/a/0.bmp"):
             file = tmp_path / place_ / "images" / name
             file.parent.mkdir(parents=True)
-            write_image(file, colour=colour)
+            write_image(file, colour=colour if "/a/" in name else 0)
             os.utime(file, ns=(10**18, 10**18))
         monkeypatch.chdir(tmp_path / place_)
         pixels.append(put("images", tmp_path / "cache").train.pixels)

@@ -61,7 +61,10 @@ def read_lists(folder: Path) -> list[Face]:
     for path in (folder / name for name in LISTS):
         if not path.is_file():
             raise ValueError(f"{str(folder)!r} lacks {path.name}; expected the published lists {' and '.join(LISTS)}")
-        header, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+        try:
+            header, *lines = path.read_text(encoding="utf-8-sig").splitlines() or [""]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 at byte {error.start}; get the published list again") from None
         if tuple(header.split("\t")) != _COLUMNS:
             raise ValueError(f"{path}: expected the columns {', '.join(_COLUMNS)}, found {header[:80]!r}")
         for number, line in enumerate(lines, 2):

@@ -2,18 +2,28 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from .images import IMAGE_ENDINGS, FileImages, ImageData, read_image
+from .remarks import remarks
 
-from .images import FileImages, ImageData, read_image
+# What systems put beside images, together with every name that begins with a dot.
+_OF_THE_SYSTEM = {
+    *("__MACOSX", "lost+found", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information"),
+    *("@eaDir", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot"),
+}
 
 
 def load_folder(
     root: Path, image_size: int | None = None, name: str = "folder", held_out: Sequence[str] = ("val", "test")
 ) -> ImageData:
     """Open a folder of class folders.
+
+    Hidden names, thumbnails of the system, files that are no images, and links that lead back into the data set are
+    left out, with a warning that counts them.
 
     Args:
         root: Holds `train/` and one of `held_out`.
@@ -25,7 +35,7 @@ def load_folder(
         Its images, in the order of class names and paths.
 
     Raises:
-        ValueError: If the layout is another one, a class has no images, or a link leads in a circle.
+        ValueError: If the layout is another one, there are fewer than two classes, or one has no training images.
     """
     test_split = next((split for split in held_out if (root / split).is_dir()), None)
     if test_split is None or not (root / "train").is_dir():
@@ -34,32 +44,30 @@ def load_folder(
             f"{name}: expected {str(root)!r} to hold train/ and {expected}, each with one folder per class, "
             f"found {listing(root)}"
         )
-    try:
-        classes, index = find_classes(str(root / "train"))
-        tested, _ = find_classes(str(root / test_split))
-        if missing := sorted(set(classes) - set(tested)):
-            warnings.warn(f"{name}: no class folder {missing[0]!r} in {test_split}/; it is not evaluated", stacklevel=2)
-        if unknown := sorted(set(tested) - set(classes)):
-            raise ValueError(f"{name}: class {unknown[0]!r} is in {test_split}/ but not in train/")
-        for split in ("train", test_split):
-            _refuse_loops(root / split)
-        train = make_dataset(str(root / "train"), index, extensions=IMG_EXTENSIONS)
-        test = make_dataset(
-            str(root / test_split), {label: index[label] for label in tested}, extensions=IMG_EXTENSIONS
-        )
-    except FileNotFoundError as error:
-        raise ValueError(f"{name}: {error}") from None
-    size = (image_size, image_size) if image_size else read_image(train[0][0]).size[::-1]
+    splits = ("train", test_split)
+    train, test = (_Split.scan(root / split, [root / split for split in splits]) for split in splits)
+    classes = _classes(name, train, test)
+    for split in (train, test):
+        if said := split.left_out(classes):
+            warnings.warn(f"{name}: left out of {split.path.name}/: {said}", stacklevel=2)
+    index = {label: number for number, label in enumerate(classes)}
+    resize = image_size is not None if name == "folder" else None
+    samples = [
+        [(path, index[label]) for label in classes for path in split.images.get(label, ())] for split in (train, test)
+    ]
+    size = (image_size, image_size) if image_size else read_image(samples[0][0][0]).size[::-1]
+    for remark in remarks([path for path, _ in samples[0]]):
+        warnings.warn(f"{name}: {remark}", stacklevel=2)
     return ImageData(
         name=name,
-        train=file_images(train, size, resize=image_size is not None),
-        test=file_images(test, size, resize=image_size is not None),
+        train=file_images(samples[0], size, resize),
+        test=file_images(samples[1], size, resize),
         class_names=tuple(classes),
         test_split=test_split,
     )
 
 
-def file_images(samples: Sequence[tuple[str, int]], size: tuple[int, int], resize: bool = False) -> FileImages:
+def file_images(samples: Sequence[tuple[str, int]], size: tuple[int, int], resize: bool | None = None) -> FileImages:
     """Return the images of pairs of path and label; `size` and `resize` are as for `FileImages`."""
     return FileImages([path for path, _ in samples], [label for _, label in samples], size, resize)
 
@@ -71,12 +79,137 @@ def listing(folder: Path) -> str:
     return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _refuse_loops(root: Path) -> None:
-    """Refuse a link to a folder above it, through which every image would be found again and again."""
-    for folder, names, _ in os.walk(root, followlinks=True):
-        for link in (path for name in names if os.path.islink(path := os.path.join(folder, name))):
-            target = Path(link).resolve()
-            # The way here may have led through links itself, so every folder on it counts.
-            way = [Path(folder), *Path(folder).parents]
-            if any(target == above.resolve() for above in way) or target in root.resolve().parents:
-                raise ValueError(f"folder: the link {link!r} leads back to a folder above it")
+def _classes(name: str, train: "_Split", test: "_Split") -> list[str]:
+    """Return the names of the classes: those with training images."""
+    held_out = f"{test.path.name}/"
+    for label, images in train.images.items():
+        if images:
+            continue
+        if endings := train.foreign[label]:
+            raise ValueError(f"{name}: no image in {str(train.path / label)!r}, only {_counted(endings)}")
+        if test.images.get(label):
+            raise ValueError(f"{name}: class {label!r} has images in {held_out} but none in train/")
+    classes = [label for label, images in train.images.items() if images]
+    if not classes:
+        raise ValueError(f"{name}: no class folder with images in {str(train.path)!r}, found {listing(train.path)}")
+    if unknown := sorted(label for label, images in test.images.items() if images and label not in classes):
+        raise ValueError(f"{name}: class {unknown[0]!r} is in {held_out} but not in train/")
+    if len(classes) < 2:
+        raise ValueError(
+            f"{name}: {str(train.path)!r} has one class, {classes[0]!r}; a classifier needs two, a folder for each"
+        )
+    missing = [label for label in classes if not test.images.get(label)]
+    if missing:
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        what = "no image in class folder" if missing[0] in test.images else "no class folder"
+        ending = "it is" if not more else "they are"
+        warnings.warn(f"{name}: {what} {missing[0]!r}{more} in {held_out}; {ending} not evaluated", stacklevel=3)
+    return classes
+
+
+@dataclass
+class _Split:
+    """What lies in the folder of a split.
+
+    Attributes:
+        path: The folder.
+        images: Paths of the images of each class folder, both sorted.
+        foreign: For each class folder, how many files of which ending are no images.
+        hidden: Names that are hidden or of the system.
+        loops: Links that lead back into the data set.
+        beside: How many files lie beside the class folders.
+    """
+
+    path: Path
+    images: dict[str, list[str]] = field(default_factory=dict)
+    foreign: dict[str, Counter[str]] = field(default_factory=dict)
+    hidden: list[str] = field(default_factory=list)
+    loops: list[str] = field(default_factory=list)
+    beside: int = 0
+
+    @classmethod
+    def scan(cls, path: Path, splits: Sequence[Path]) -> "_Split":
+        """Look at everything in the folder of a split.
+
+        Args:
+            path: The folder.
+            splits: The folders of all splits.
+        """
+        found = cls(path)
+        own, all_splits = path.resolve(), [split.resolve() for split in splits]
+        for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+            if _is_hidden(entry.name):
+                found.hidden.append(entry.name)
+            elif not entry.is_dir():
+                found.beside += 1
+            elif entry.is_symlink() and _leads_back(Path(entry.path), all_splits, inside=[own]):
+                found.loops.append(f"{path.name}/{entry.name}")
+            else:
+                found.images[entry.name], found.foreign[entry.name] = [], Counter()
+                for folder, names in sorted(found._folders(entry.path, all_splits)):
+                    found._sort(entry.name, folder, names)
+        return found
+
+    def _folders(self, top: str, splits: Sequence[Path]) -> Iterator[tuple[str, list[str]]]:
+        """Yield all folders of a class with the names of their files; links are followed unless they lead back."""
+        for folder, names, files in os.walk(top, followlinks=True):
+            yield folder, files
+            for name in names[:]:
+                path = Path(folder, name)
+                if _is_hidden(name):
+                    self.hidden.append(name)
+                elif not path.is_symlink():
+                    continue
+                # The way here may have led through links itself, so every folder on it counts.
+                elif _leads_back(path, [*splits, Path(folder).resolve()], inside=splits) or any(
+                    path.resolve() == above.resolve() for above in path.parents
+                ):
+                    self.loops.append(os.path.relpath(path, self.path.parent))
+                else:
+                    continue
+                names.remove(name)
+
+    def _sort(self, label: str, folder: str, names: Sequence[str]) -> None:
+        for name in sorted(names):
+            if _is_hidden(name):
+                self.hidden.append(name)
+            elif name.lower().endswith(IMAGE_ENDINGS):
+                self.images[label].append(os.path.join(folder, name))
+            else:
+                self.foreign[label][os.path.splitext(name)[1].lower()] += 1
+
+    def left_out(self, classes: Sequence[str]) -> str:
+        """Say what is left out beside the classes; empty if nothing is."""
+        said = []
+        if foreign := sum(self.foreign.values(), Counter()):
+            said.append(_counted(foreign))
+        if self.beside:
+            said.append(f"{self.beside:,} beside the class folders")
+        empty = [label for label, images in self.images.items() if not images and label not in classes]
+        for names, one, several in (
+            (self.hidden, "hidden or system name", "hidden or system names"),
+            (empty, "folder without a file", "folders without a file"),
+            (self.loops, "link back into the data set", "links back into the data set"),
+        ):
+            if names:
+                shown = ", ".join(list(dict.fromkeys(names))[:3]) + ", ..." * (len(set(names)) > 3)
+                said.append(f"{len(names):,} {several if names[1:] else one} ({shown})")
+        return "; ".join(said)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _OF_THE_SYSTEM
+
+
+def _leads_back(link: Path, above: Sequence[Path], inside: Sequence[Path]) -> bool:
+    """Whether a link leads to one of some folders or to a folder above it, or into one of others."""
+    target = link.resolve()
+    return any(target == folder or target in folder.parents for folder in above) or any(
+        folder in target.parents for folder in inside
+    )
+
+
+def _counted(endings: "Counter[str]") -> str:
+    total = endings.total()
+    shown = ", ".join(f"{ending or 'without an ending'} {count:,}" for ending, count in endings.most_common(6))
+    return f"{total:,} file{'s' if total > 1 else ''} ({shown}{', ...' if len(endings) > 6 else ''})"

@@ -1,5 +1,6 @@
 """Where pixels come from: arrays in memory or image files, always as uint8 `[H, W, 3]`."""
 
+import functools
 import hashlib
 import os
 import stat
@@ -13,6 +14,27 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from ..errors import first_words
+
+# What Pillow decodes itself, by format and ending. EPS, PS, PDF and WMF are for other programs, which it would start.
+_ENDINGS = {
+    "AVIF": (".avif",),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg", ".mpo"),
+    "JPEG2000": (".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx"),
+    "PCX": (".pcx",),
+    "PNG": (".apng", ".png"),
+    "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
+    "QOI": (".qoi",),
+    "SGI": (".rgb", ".rgba", ".sgi"),
+    "TGA": (".tga",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+IMAGE_ENDINGS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
 
 
 class ImageDecodeError(ValueError):
@@ -60,14 +82,16 @@ class FileImages(Dataset[Tensor]):
         paths: One file per image.
         labels: Class indices `[N]`.
         size: `(H, W)` of every image. An image of another size is an error unless `resize`.
-        resize: Scale the shorter side and crop the centre to `size`.
+        resize: Scale the shorter side and crop the centre to `size`. None: no, and whoever opens the data set cannot
+            choose it.
     """
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int], size: tuple[int, int], resize: bool = False):
+    def __init__(self, paths: Sequence[str], labels: Sequence[int], size: tuple[int, int], resize: bool | None = False):
         self.paths = list(paths)
         self.labels = torch.as_tensor(labels, dtype=torch.long)
         self.size = size
-        self.resize = resize
+        self.resize = bool(resize)
+        self._remedy = "" if resize is None else "; an image_size (--image-size SIDE) resizes them all"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -97,8 +121,8 @@ class FileImages(Dataset[Tensor]):
         if image.size != self.size[::-1]:
             if not self.resize:
                 raise ImageDecodeError(
-                    f"{path} is {image.width}x{image.height}, the other images are {self.size[1]}x{self.size[0]}; "
-                    "give an image size to resize them all"
+                    f"{path} is {image.width}x{image.height}, the other images are {self.size[1]}x{self.size[0]}"
+                    f"{self._remedy}"
                 )
             image = ImageOps.fit(image, self.size[::-1], method=Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(image))
@@ -123,8 +147,9 @@ class FileImages(Dataset[Tensor]):
 def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.Image:
     """Read an image file as 8-bit RGB.
 
-    Grey, palette and CMYK images are converted; of 16 bits the upper 8 are kept; an alpha channel is dropped, as by
-    torchvision's and timm's readers.
+    Grey, palette and CMYK images are converted; of 16 bits the upper 8 are kept; of an animation the first picture. As
+    by torchvision's and timm's readers, an alpha channel is dropped, and the orientation that a camera noted (EXIF) is
+    not applied: pixels are read as they lie in the file.
 
     Args:
         source: A path or an open file.
@@ -134,9 +159,7 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.
         ImageDecodeError: If the file is missing, unreadable, truncated, no image, or has floating-point pixels.
     """
     try:
-        if isinstance(source, str | Path) and not stat.S_ISREG(os.stat(source).st_mode):
-            raise ValueError("not a file")  # opening a pipe would wait for ever
-        with Image.open(source) as image:
+        with open_image(source) as image:
             if image.mode == "I" or image.mode.startswith("I;16"):
                 return _upper_bits(np.array(image)).convert("RGB")
             if image.mode == "F":
@@ -144,10 +167,27 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.
             if "transparency" in image.info:
                 return image.convert("RGBA").convert("RGB")
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        unidentified = isinstance(error, Image.UnidentifiedImageError)
-        reason = "not an image" if unidentified else getattr(error, "strerror", None) or error
+    except Image.UnidentifiedImageError:
+        raise ImageDecodeError(
+            f"cannot decode {name or source}: not an image, or of a kind that Pillow does not read"
+        ) from None
+    except Exception as error:  # whatever a decoder raises on whatever lies there
+        reason = getattr(error, "strerror", None) or first_words(error)
         raise ImageDecodeError(f"cannot decode {name or source}: {reason}") from None
+
+
+def open_image(source: str | Path | BinaryIO) -> Image.Image:
+    """Open an image in one of the formats that Pillow decodes itself, without decoding it yet."""
+    if isinstance(source, str | Path) and not stat.S_ISREG(os.stat(source).st_mode):
+        raise ValueError("not a file")  # opening a pipe would wait for ever
+    return Image.open(source, formats=_formats())
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Return which formats this Pillow has: some are left out when it is built."""
+    Image.init()
+    return [name for name in _ENDINGS if name in Image.OPEN]
 
 
 def _upper_bits(pixels: np.ndarray) -> Image.Image:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..extras import require
 from .cifar import PUBLISHED, load_cifar
 from .facescrub import SIDE
 from .folders import file_images, listing, load_folder
@@ -90,6 +91,7 @@ def single_image(path: str | Path, size: tuple[int, int]) -> ImageData:
 
 def _digits() -> ImageData:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey; a fixed stratified fifth is held out."""
+    require("train", "the data set 'digits'")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -121,7 +123,7 @@ def _tiny_imagenet(root: Path) -> ImageData:
             f"tiny_imagenet: {str(root)!r} lacks {', '.join(missing)}; expected the unpacked official archive with "
             f"{', '.join(expected)}, found {listing(root)}"
         )
-    wnids = sorted((root / "wnids.txt").read_text().split())
+    wnids = sorted(" ".join(_lines(root / "wnids.txt")).split())
     index = {wnid: i for i, wnid in enumerate(wnids)}
     train: list[tuple[str, int]] = []
     for wnid in wnids:
@@ -132,12 +134,13 @@ def _tiny_imagenet(root: Path) -> ImageData:
         train += [(path, index[wnid]) for path in files]
     test: list[tuple[str, int]] = []
     annotations = root / "val" / "val_annotations.txt"
-    for number, line in enumerate(annotations.read_text().splitlines(), 1):
+    for number, line in enumerate(_lines(annotations), 1):
         fields = line.split("\t")
         if len(fields) < 2 or fields[1] not in index:
             raise ValueError(f"tiny_imagenet: {annotations}:{number} names no class of wnids.txt: {line[:60]!r}")
         test.append((str(root / "val" / "images" / fields[0]), index[fields[1]]))
-    words = dict(line.split("\t", 1) for line in _lines_if_any(root / "words.txt") if "\t" in line)
+    named = _lines(root / "words.txt") if (root / "words.txt").is_file() else []
+    words = dict(line.split("\t", 1) for line in named if "\t" in line)
     return ImageData(
         name="tiny_imagenet",
         train=file_images(train, (64, 64)),
@@ -162,5 +165,9 @@ def _facescrub(root: Path) -> ImageData:
     return replace(data, mean=(0.5,) * 3, std=(0.5,) * 3)  # the custom in face recognition
 
 
-def _lines_if_any(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
+def _lines(path: Path) -> list[str]:
+    """Read a text file of UTF-8, whatever the system's encoding; a byte order mark is no text."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from None

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..atomic import replacing
+from ..extras import require
 from .decoding import decoded_batches
 from .images import ArrayImages, FileImages, ImageData
 
@@ -27,6 +28,7 @@ LoaderMode = Literal["auto", "resident", "workers"]
 _DECODER = 2
 # Part of the free memory that resident images may take.
 _SHARE = 0.4
+_BATCH_BYTES = 4 << 20  # each decoding process holds two batches
 
 
 def place(
@@ -98,15 +100,28 @@ def decoded(images: FileImages, cache_dir: str | Path | None, workers: int, titl
     Raises:
         ImageDecodeError: If an image cannot be decoded.
     """
-    folder = Path(cache_dir) if cache_dir else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = _cache_folder(cache_dir)
+    if folder is None:
+        print(f"{title}: decoded images are not kept: there is no home; choose a --cache-dir", file=sys.stderr)  # noqa: T201
+        return _decode(images, workers, title, quiet)
     key = cache_key(images)
-    path = (folder if cache_dir else folder / "timm_mfd") / f"{key[:32]}.safetensors"
+    path = folder / f"{key[:32]}.safetensors"
     with _alone(path.with_suffix(".lock"), title):
         pixels = read_cache(path, key, (len(images), *images.size, 3))
         if pixels is None:
             pixels = _decode(images, workers, title, quiet)
             _write_cache(path, key, pixels)
     return pixels
+
+
+def _cache_folder(cache_dir: str | Path | None) -> Path | None:
+    """Return where decoded images are kept; None for a user without a home, as in some containers."""
+    if cache_dir:
+        return Path(cache_dir)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "timm_mfd"
+    except RuntimeError:
+        return None
 
 
 @contextmanager
@@ -152,7 +167,10 @@ def read_cache(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
 
 def _decode(images: FileImages, workers: int, title: str, quiet: bool) -> Tensor:
     pixels = torch.empty(len(images), *images.size, 3, dtype=torch.uint8)
-    batches = decoded_batches(images, workers, batch_size=256)
+    # Batches come through /dev/shm, of which a container has 64 MiB.
+    height, width = images.size
+    at_a_time = max(1, min(256, _BATCH_BYTES // (height * width * 3)))
+    batches = decoded_batches(images, workers, batch_size=at_a_time)
     done = 0
     if not quiet and not sys.stderr.isatty():  # where no bar is shown
         print(f"decoding {title}: {len(images):,} images, once", file=sys.stderr, flush=True)  # noqa: T201
@@ -180,6 +198,7 @@ def _checksum(pixels: Tensor) -> str:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    require("train", "a look at the free memory (loader='auto')")
     import psutil
 
     return psutil.virtual_memory().available

@@ -1,5 +1,8 @@
 """Pictures. matplotlib is imported here and nowhere else."""
 
+from . import _matplotlib as _matplotlib
+
+# isort: split
 from .accuracy import accuracy_against_weight as accuracy_against_weight
 from .accuracy import ours_against_paper as ours_against_paper
 from .analysis import analysis_pictures as analysis_pictures

@@ -1,6 +1,5 @@
 """All pictures of an analysis."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ def analysis_pictures(
     image: Tensor,
     of: str,
     curves: dict[str, list[dict[str, Any]]],
+    curve_stages: dict[str, list[int] | None],
 ) -> dict[str, Path]:
     """Draw every picture of an analysis of one model, or of two side by side.
 
@@ -35,6 +35,7 @@ def analysis_pictures(
         image: That image, `[3, H, W]` in [0, 1].
         of: What it is.
         curves: For each model the lines of its `metrics.jsonl`, if any.
+        curve_stages: For each model the stages that MFD saw in its training, if other than all.
 
     Returns:
         The files by caption.
@@ -63,12 +64,12 @@ def analysis_pictures(
         )
     for number, name in enumerate(measured):
         if curves[name]:
-            summary = Path(name) / "summary.json"  # MFD may have seen other stages than were measured
-            seen = json.loads(summary.read_text()).get("stages") if summary.is_file() else None
             path = folder / f"curves{_SUFFIXES[number]}.{ending}"
-            pictures[f"Training of {name}"] = training_curves(curves[name], path, f"Training of {name}", seen)
+            pictures[f"Training of {name}"] = training_curves(
+                curves[name], path, f"Training of {name}", curve_stages[name]
+            )
     if len(measured) == 2 and all(curves.values()):
-        path = folder / f"curves_compared.{ending}"
-        both = " and ".join(measured)
-        pictures[f"Training of {both}"] = compared_curves(curves, path, f"Training of {both}")
+        path, both = folder / f"curves_compared.{ending}", " and ".join(measured)
+        numbers = next(iter(curve_stages.values()))
+        pictures[f"Training of {both}"] = compared_curves(curves, path, f"Training of {both}", numbers)
     return pictures

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -56,5 +57,8 @@ def save(figure: Figure, path: str | Path) -> Path:
         text.set_parse_math(False)  # names of models and images are no formulas
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a box in its place says so
-        figure.savefig(path, dpi=150)
+        # The same bytes for the same numbers: without the date and random names that SVG would have.
+        is_svg = Path(path).suffix == ".svg"
+        with rc_context({"svg.hashsalt": "timm_mfd"}):
+            figure.savefig(path, dpi=150, metadata={"Date": None} if is_svg else None)
     return Path(path)

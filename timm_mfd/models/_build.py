@@ -8,7 +8,7 @@ from timm.models import build_model_with_cfg, get_pretrained_cfg
 from torch import nn
 
 from ._pretrained import PRETRAINED, Pretrained, default_tag, imagenet_cfg, unpublished
-from ._stem import Stem, check_stem
+from ._stem import SIDES, Stem, check_stem
 from .download import download
 from .pruned import check_arguments, fit_widths, saved_shapes
 from .saved import WEIGHTS, check_config, check_weights
@@ -65,6 +65,8 @@ def build(
         layers = get_pretrained_cfg(name)
         pretrained_cfg = imagenet_cfg() | {"first_conv": layers.first_conv, "classifier": layers.classifier}
         pretrained_cfg["architecture"] = name
+        if side := SIDES.get(stem or ""):  # what `timm.data.resolve_data_config` then says
+            pretrained_cfg |= {"input_size": (3, side, side), "pool_size": None, "crop_pct": 1.0}
     elif isinstance(pretrained_cfg, dict) and wanted and pretrained_cfg.get("source") in ("hf-hub", "local-dir"):
         source = pretrained_cfg
         local = source["source"] == "local-dir"

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg, is_model, parse_model_name, split_model_name_tag
 from torch import nn
 
+from ..errors import first_words, named
 from ._pretrained import PRETRAINED, unpublished
 from ._stem import Stem, paper_stem
 from .download import check_reachable, download
@@ -31,13 +33,15 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         **kwargs: For `timm.create_model`, such as `num_classes` and `in_chans`. `*_mfd` models also take `stem`:
             `"imagenet"` (timm's own strides, default), `"small"` (first convolution 3x3 with stride 1, max-pool kept:
             for images of 64 px) or `"cifar"` (no max-pool either: for 32 px). The stem is saved with the model.
+            (`train_scripts/train.py` chooses the stem for the size of the images instead.) With timm's own stem
+            timm's weights of the same network fit: `pretrained_cfg=timm.models.get_pretrained_cfg("resnet50")`.
 
     Returns:
         A plain timm model: same class and same keys as without this package.
 
     Raises:
-        ValueError: If the name, the stem or the source is unknown, the model takes no stem, or what is saved there is
-            damaged or is not what was saved.
+        ValueError: If the name, the stem or the source is unknown, the model takes no stem or not these arguments, or
+            what is saved there is damaged or is not what was saved.
         ConnectionError: If the Hub cannot be reached and its cache does not hold the model.
 
     Example:
@@ -59,7 +63,8 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         cfg = get_pretrained_cfg(model_id)
         if foreign and cfg.hf_hub_id and not kwargs.get("pretrained_cfg_overlay"):
             check_reachable(cfg.hf_hub_id, cfg.hf_hub_filename, kwargs.get("cache_dir"))
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
+        with named(f"{name} cannot be built{_with(kwargs)}"):
+            return timm.create_model(name, pretrained=pretrained, **kwargs)
     if not pretrained:
         warnings.warn(f"{name} without pretrained=True has random weights", stacklevel=2)
     if kwargs.get("pretrained_cfg") is not None:
@@ -80,9 +85,12 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
                 model.load_state_dict(load_file(folder / WEIGHTS))
         else:
             model = timm.create_model(f"local-dir:{folder}", pretrained=pretrained, **kwargs)
-    except (RuntimeError, TypeError) as error:  # other keys or shapes, or an argument that the network does not take
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{name} does not fit {config['architecture']}: {reason[:300]}") from None
+    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # other keys or shapes, or an argument that the network does not take
+        raise ValueError(
+            f"{name} does not fit {config['architecture']}{_with(kwargs)}: {first_words(error)}"
+        ) from error
     if source == "hf-hub":
         pinned = f"{model_id.partition('@')[0]}@{folder.name}"
         model.pretrained_cfg.update(source="hf-hub", hf_hub_id=pinned, hf_hub_filename=WEIGHTS)
@@ -133,6 +141,11 @@ def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
     """
     names = timm.list_pretrained("*_mfd*") if pretrained else _mfd_names()
     return [name for name in names if fnmatch.fnmatch(name, filter)]
+
+
+def _with(kwargs: dict[str, Any]) -> str:
+    said = ", ".join(f"{key}={value!r:.60}" for key, value in kwargs.items() if value is not None)
+    return f" with {said}" if said else ""
 
 
 def _mfd_names() -> list[str]:

@@ -13,6 +13,9 @@ REDUCTIONS: dict[Stem, tuple[int, int, int, int, int]] = {
     "cifar": (1, 1, 2, 4, 8),
 }
 
+# Side of the images that a stem is made for, where that is not ImageNet's.
+SIDES = {"small": 64, "cifar": 32}
+
 # The paper changed the stems of its ResNets, ResNeXt and DenseNet, and left MobileNetV2 as it is for ImageNet.
 _UNCHANGED_IN_THE_PAPER = ("mobilenetv2_100_mfd",)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
+from ..errors import one_line
 from .saved import CONFIG, WEIGHTS, check_sha256
 
 _SECONDS = 10.0  # before a Hub that does not answer counts as unreachable
@@ -65,7 +66,13 @@ def download(model_id: str, cache_dir: str | Path | None = None, weights: bool =
                 path = _weights(place, folder.name, local_files_only=True)
                 check_sha256(path, path.resolve().name if re.fullmatch("[0-9a-f]{64}", path.resolve().name) else None)
             return folder
-        before = seen.read_text() if seen.is_file() else Path(known).parent.name if isinstance(known, str) else info.sha
+        before = (
+            seen.read_text(encoding="utf-8-sig")
+            if seen.is_file()
+            else Path(known).parent.name
+            if isinstance(known, str)
+            else info.sha
+        )
         if revision and before != info.sha:
             _refuse_moved_tag(repo_id, revision, before, info.sha)
         files = {file.rfilename: file for file in info.siblings}
@@ -81,8 +88,9 @@ def download(model_id: str, cache_dir: str | Path | None = None, weights: bool =
             announced = files[WEIGHTS].lfs
             check_sha256(_weights(place, info.sha), announced.sha256 if announced else None)
         if revision:
-            seen.parent.mkdir(parents=True, exist_ok=True)
-            seen.write_text(info.sha)
+            with suppress(OSError):  # a cache that others fill and this user may only read
+                seen.parent.mkdir(parents=True, exist_ok=True)
+                seen.write_text(info.sha, encoding="utf-8")
         return folder
 
 
@@ -179,6 +187,9 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
             if (cause := error.__cause__) and (isinstance(cause, HfHubHTTPError) or _is_unreachable(cause)):
                 raise cause from None
             raise
+    except ImportError as error:  # a proxy whose protocol needs another package
+        reason = without_token(one_line(error))
+        raise ValueError(f"the Hub's client cannot work with the environment as it is: {reason}") from None
     except UnicodeEncodeError:
         raise ValueError("the Hub's token has characters that no token has; look at HF_TOKEN") from None
     except HFValidationError:

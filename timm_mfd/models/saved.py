@@ -40,7 +40,7 @@ def check_config(folder: Path) -> dict[str, Any]:
         hint = "; did you mean its folder 'model'?" if (folder / "model" / CONFIG).is_file() else ""
         raise ValueError(f"no saved model in {str(folder)!r}: {CONFIG} missing{hint}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError:
         config = None
     if not isinstance(config, dict) or not all(
