@@ -36,12 +36,11 @@ def _seed():
 @pytest.fixture
 def runs_here(tmp_path, monkeypatch):
     """A folder and a cache of its own for `train.main` in this process; the runs draw no curves."""
-    import train
     from accelerate.state import AcceleratorState
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(train, "training_curves", lambda *_: None)
+    monkeypatch.setattr("timm_mfd.figures.training_curves", lambda *_: None)
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

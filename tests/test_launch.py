@@ -158,6 +158,7 @@ def test_a_number_of_processes_that_is_the_scripts_own_is_not_the_launchers(monk
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(sys, "argv", ["script.py", "--num_processes", "3"])
     launcher = SimpleNamespace(cmdline=lambda: ["accelerate", "launch", *sys.argv])
+    monkeypatch.setattr(Path, "read_bytes", lambda _: b"python\0accelerate\0launch\0script.py")  # of the parent
     monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(parent=lambda: launcher))
     with pytest.raises(ValueError, match="torchrun --nproc-per-node N script.py --num_processes 3"):
         start_all_processes()
