@@ -278,7 +278,7 @@ def grey(path):
 
 
 def sixteen_bit(path):
-    Image.fromarray(GRADIENT.astype(np.uint16) * 257).save(path)
+    Image.fromarray(GRADIENT.astype(np.uint16) * 256 + 77).save(path)  # the lower bits are other ones
 
 
 def palette(path):

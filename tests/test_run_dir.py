@@ -145,6 +145,7 @@ def test_changes_name_the_flag_and_both_values():
 
 
 def test_the_environment_names_versions_device_and_commit():
+    run_dir._commit.cache_clear()  # somebody may have committed since this process asked
     found = run_dir.environment(torch.device("cpu"), 2)
     assert found["packages"]["torch"] == torch.__version__.split("+")[0]
     assert (found["device_type"], found["processes"], found["cpu_threads"]) == ("cpu", 2, torch.get_num_threads())
