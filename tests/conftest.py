@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import train
 from accelerate.state import AcceleratorState
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
@@ -30,7 +29,7 @@ def runs_here(tmp_path, monkeypatch):
     """A folder and a cache of its own for `train.main` in this process; the runs draw no curves."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(train, "training_curves", lambda *_: None)
+    monkeypatch.setattr("timm_mfd.figures.training_curves", lambda *_: None)
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -87,9 +87,11 @@ def photo(tmp_path):
     return tmp_path / "photo.png"
 
 
-def test_an_image_alone_is_measured_at_the_size_of_the_model(models, photo, tmp_path):
-    with pytest.raises(SystemExit, match="stage 2 gave 1 sample; correlation needs more images"):
-        analyze.main(analyze.Args(model=models[0], image=photo, output_dir=tmp_path / "small"))
+def test_an_image_alone_is_measured_at_the_size_of_the_model(models, photo, tmp_path, capsys):
+    analyze.main(analyze.Args(model=models[0], image=photo, output_dir=tmp_path / "small"))
+    shown = capsys.readouterr().out
+    assert re.search(r"\| 2 \| \d+ \|( - \|){9}$", shown, re.MULTILINE)  # one number per channel has no correlation
+    assert re.search(r"takes photo.png for .+ \(\d+%\)$", shown, re.MULTILINE)
     timm_mfd.save_pretrained(
         timm_mfd.create_model("test_resnet"), tmp_path / "larger", image_size=(64, 64), mean=(0.1,) * 3, std=(0.3,) * 3
     )

@@ -200,7 +200,7 @@ def test_an_undecodable_image_is_named_from_a_decoding_process(folder_dataset):
         "--output-dir", "run", "--workers", 2,
     )  # fmt: skip
     assert result.returncode != 0
-    assert f"train.py: error: cannot decode {broken}: not an image" in result.stderr.splitlines()
+    assert f"\ntrain.py: error: cannot decode {broken}: not an image" in f"\n{result.stderr}"
 
 
 def test_two_processes_give_the_weights_of_one_with_the_same_batches(folder_dataset):
