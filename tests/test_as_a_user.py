@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import io
 import json
 import os
 import pty
@@ -143,6 +144,15 @@ def test_a_warning_is_one_line_without_code():
     with one_line_errors():  # pytest keeps those that are raised for itself
         assert warnings.formatwarning(UserWarning("two\nlines"), UserWarning, "file.py", 1) == "warning: two lines\n"
     assert "file.py" in warnings.formatwarning(UserWarning("two"), UserWarning, "file.py", 1)
+
+
+def test_a_name_that_the_terminal_cannot_show_ends_no_run(monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="gbk")
+    monkeypatch.setattr(sys, "stdout", shown)
+    with one_line_errors():
+        sys.stdout.write("🐜 été\n")
+        shown.flush()
+    assert shown.buffer.getvalue().startswith(rb"\U0001f41c ")
 
 
 # The environment.

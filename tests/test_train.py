@@ -48,7 +48,7 @@ def launch(*flags, processes=1, timeout=120):
 
 
 def test_a_run_leaves_the_promised_folder_and_a_model_that_loads(folder_dataset, capsys, monkeypatch):
-    monkeypatch.setattr(train, "training_curves", training_curves)  # which other runs here do without
+    monkeypatch.setattr("timm_mfd.figures.training_curves", training_curves)  # which other runs here do without
     run_dir = run(dataset="folder", data_dir=str(folder_dataset), epochs=2, milestones=(1,))
     assert sorted(path.name for path in run_dir.iterdir()) == [
         "args.json", "checkpoint", "curves.png", "metrics.jsonl", "model", "summary.json",
@@ -200,7 +200,7 @@ def test_an_undecodable_image_is_named_from_a_decoding_process(folder_dataset):
         "--output-dir", "run", "--workers", 2,
     )  # fmt: skip
     assert result.returncode != 0
-    assert f"train.py: error: cannot decode {broken}: not an image" in result.stderr.splitlines()
+    assert f"\ntrain.py: error: cannot decode {broken}: not an image" in f"\n{result.stderr}"
 
 
 def train_convnext(folder, **kwargs):

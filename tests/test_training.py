@@ -185,7 +185,7 @@ def test_a_finished_run_goes_on_in_a_new_folder_as_if_it_had_been_longer():
 def test_what_an_interrupted_export_left_is_replaced(monkeypatch):
     whole = uninterrupted(epochs=1)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "training_curves", lambda *_: send(signal.SIGINT)())
+        patch.setattr("timm_mfd.figures.training_curves", lambda *_: send(signal.SIGINT)())
         with pytest.raises(SystemExit, match=str(128 + signal.SIGINT)):
             run("cut", epochs=1)
     (Path("cut/model/model.safetensors")).write_text("half")

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import io
 import os
 import platform
 import signal
@@ -56,6 +57,8 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
         ...     load_dataset("cifar11")
     """
     script = Path(sys.argv[0]).name
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # no name of a class ends a run for a terminal's encoding
     try:
         with _plain_warnings(), _stop_signals_unwind():
             yield

@@ -58,13 +58,13 @@ def render_card(
     args, summary = (run or {}).get("args", {}), (run or {}).get("summary", {})
     name = repo_id or tag or config["architecture"]
     mfd_weight = args.get("mfd_weight")
-    dataset = _public(args.get("dataset", ""))
+    dataset = _data_name(args)
     hub_dataset = _HUB_DATASETS.get(dataset) or _hub_name(args.get("dataset", ""))
     results = None
     if run:
         measured = EvalResult(
             task_type="image-classification",
-            dataset_type=hub_dataset or dataset,
+            dataset_type=hub_dataset or re.sub(r"[^\w.-]+", "-", dataset).strip("-.") or "folder",
             dataset_name=dataset,
             dataset_split=summary["split"],
             metric_type="accuracy",
@@ -249,7 +249,7 @@ def _claim(config: Mapping[str, Any], args: Mapping[str, Any], summary: Mapping[
         return f"A timm image classifier of {config['num_classes']} classes."
     weight = args["mfd_weight"]
     method = f"with {_PAPER} of weight {weight:g}" if weight else f"without {_PAPER}: a baseline"
-    classes = f"{config['num_classes']} classes of {_public(args['dataset'])}"
+    classes = f"{config['num_classes']} classes of {_data_name(args)}"
     return (
         f"{config['architecture']} for the {classes}, trained {method}: "
         f"{summary['top1']:.2f} % top-1 on {summary['count']:,} held-out images."
@@ -290,6 +290,12 @@ def _command(args: Mapping[str, Any]) -> str:
     if args["data_dir"]:
         words.append("--data-dir DIR")
     return " ".join(words)
+
+
+def _data_name(args: Mapping[str, Any]) -> str:
+    """Return what a data set is called on a card: images of one's own by the name of their folder."""
+    own = Path(args.get("data_dir") or "").name if args.get("dataset") == "folder" else ""
+    return own or _public(args.get("dataset", ""))
 
 
 def _public(source: str) -> str:

@@ -59,11 +59,14 @@ def correlation_table(stages: Sequence[int], before: Sequence[float], after: Seq
     return "\n".join(rows)
 
 
-def redundancy_table(models: Mapping[str, Sequence[StageRedundancy]]) -> str:
+def redundancy_table(
+    models: Mapping[str, Sequence[StageRedundancy]], unmeasured: Mapping[str, Sequence[StageInfo]] | None = None
+) -> str:
     """Set what `measure_redundancy` found in each stage side by side for one or more models.
 
     Args:
         models: For each model its stages.
+        unmeasured: For each model the stages that gave one sample only, of which nothing is known.
 
     Returns:
         A Markdown table.
@@ -82,6 +85,8 @@ def redundancy_table(models: Mapping[str, Sequence[StageRedundancy]]) -> str:
                 f"| {s.corrected_r2:.4f} | {s.effective_rank:.1f} | {len(s.dead)} | {len(s.near_dead)} | {grouped} "
                 f"| {of_means} |"
             )
+        for info in (unmeasured or {}).get(name, ()):
+            rows.append(f"| {name} | {info.index} | {info.channels} |" + " - |" * 9)
     return "\n".join(rows)
 
 

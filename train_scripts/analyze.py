@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 import tyro
 from accelerate import PartialState
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -40,7 +41,7 @@ from timm_mfd.page import write_page
 from timm_mfd.pruning import Pruned, SilentInputs, prune_silent
 from timm_mfd.redundancy import CORRELATION_IMAGES, StageRedundancy, measure_redundancy
 from timm_mfd.sources import accuracy_of, data_of, license_of, metrics_of, source_of, stages_of
-from timm_mfd.stages import stage_shapes
+from timm_mfd.stages import StageInfo, stage_shapes
 from timm_mfd.tables import redundancy_table, removable_text
 
 SHOWN = 6  # images in the viewer of the page
@@ -113,7 +114,8 @@ def main(args: Args) -> None:
             if args.dataset == "folder":
                 data = replace(data, name=Path(args.data_dir).absolute().name)
             data = place(data, "auto", device, **shared)
-        check_shapes(opened, (data or photo).image_size, device)
+        count = min(args.images, len((data or photo).test))
+        kept, silent_stages = measurable(opened, (data or photo).image_size, count, device)
         curves = {name: metrics_of(Path(name)) for name in names}  # if damaged, now rather than at the end
         measured: dict[str, list[StageRedundancy]] = {}
         removable: dict[str, Pruned | str] = {}
@@ -122,13 +124,14 @@ def main(args: Args) -> None:
             classes = data.num_classes if data else None
             with SilentInputs(one.model) as silent:
                 batches = with_progress(loader, name, state)
-                measured[name] = measure_redundancy(one.model, batches, num_classes=classes, tau=args.tau)
+                measured[name] = measure_redundancy(
+                    one.model, batches, indices=kept[name], num_classes=classes, tau=args.tau
+                )
             removable[name] = try_to_prune(one.model, silent, loader)
         if state.is_main_process:
             about = {"name": (data or photo).name, "split": (data or photo).test_split, "sha256": identity}
-            count = min(args.images, len((data or photo).test))
             where = f"{count:,} held-out images of {data.name}" if data else photo.name
-            print(redundancy_table(measured))
+            print(redundancy_table(measured, silent_stages))
             print(f"\nover the pixels of {where}; |r| > {args.tau:g} in groups of near-duplicates")
             write(args, about | {"images": count}, where, opened, measured, removable, photo or data, curves)
         if args.prune:
@@ -204,17 +207,30 @@ def common_size(opened: dict[str, Opened]) -> tuple[int, int]:
     return sizes.popitem()[1]
 
 
-def check_shapes(opened: dict[str, Opened], size: tuple[int, int], device: torch.device) -> None:
-    """Refuse models that do not take images of a size, or that cannot be set side by side."""
-    counts = {}
+def measurable(
+    opened: dict[str, Opened], size: tuple[int, int], images: int, device: torch.device
+) -> tuple[dict[str, tuple[int, ...]], dict[str, list[StageInfo]]]:
+    """Return for each model the stages that give two samples at least, and those that do not.
+
+    Models that do not take images of the size, or that cannot be set side by side, are refused.
+    """
+    shapes = {}
     for name, one in opened.items():
         try:
-            counts[name] = len(stage_shapes(one.model, torch.zeros(1, 3, *size, device=device)))
+            shapes[name] = stage_shapes(one.model, torch.zeros(1, 3, *size, device=device))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+    counts = {name: len(stages) for name, stages in shapes.items()}
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{name} has {count}" for name, count in counts.items())
         raise ValueError(f"models of different numbers of stages cannot be compared ({said})")
+    places = range(next(iter(counts.values())))
+    enough = [p for p in places if all(images * stages[p][1][2:].numel() > 1 for stages in shapes.values())]
+    if not enough:
+        raise ValueError("every stage gives one sample; correlation needs more images (--dataset) or larger ones")
+    kept = {name: tuple(stages[p][0].index for p in enough) for name, stages in shapes.items()}
+    rest = {name: [stages[p][0] for p in places if p not in enough] for name, stages in shapes.items()}
+    return kept, rest
 
 
 def batches_for(opened: Opened, data: ImageData, batch_size: int, device: torch.device, **options: int) -> EvalLoader:
@@ -287,12 +303,19 @@ def write(
         for name, pruned in removable.items()
     ]
     print("\n".join(["", *notes]))
-    maps, images, labels = {}, torch.empty(0), torch.empty(0)
+    maps, answers, images, labels = {}, {}, torch.empty(0), torch.empty(0)
     for name, one in opened.items():
-        images, labels, maps[name] = look(one, shown)
+        images, labels, maps[name], answers[name] = look(one, shown, [stage.stage for stage in measured[name]])
     caption = shown.name if args.image else f"one image of {shown.name}"
     pictures: dict[str, Path] = {}
     names = [shown.class_names[label] for label in labels.tolist()]
+    if args.image:
+        print("\n".join(f"{name} takes {shown.name} for {said[0]}" for name, said in answers.items()))
+    marks = ["", ""] if len(opened) == 1 else ["A: ", "B: "]
+    names = [
+        "; ".join([called, *(mark + said[place] for mark, said in zip(marks, answers.values(), strict=False))])
+        for place, called in enumerate(names)
+    ]
     called = dict(zip(opened, short_names(list(opened)), strict=True))
     trained_on = {name: stages_of(Path(name)) for name in opened}
     drawn, seen, learned, numbers = (
@@ -323,13 +346,27 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 @torch.no_grad()
-def look(opened: Opened, data: ImageData) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return some held-out images in [0, 1], `[V, 3, H, W]`, their labels, and their maps in every stage."""
+def look(opened: Opened, data: ImageData, stages: Sequence[int]) -> tuple[Tensor, Tensor, list[Tensor], list[str]]:
+    """Return some held-out images in [0, 1], `[V, 3, H, W]`, labels, maps in stages, and what they are taken for."""
     device = next(opened.model.parameters()).device
     images, labels = next(iter(batches_for(opened, data, SHOWN, device, limit=SHOWN)))
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (opened.mean, opened.std))
-    maps = [stage.cpu() for stage in forward_stages(opened.model, images).stages]
-    return (images * std + mean).cpu(), labels.cpu(), maps
+    out = forward_stages(opened.model, images, stages)
+    maps = [stage.cpu() for stage in out.stages]
+    answers = [""] * len(images)
+    if out.logits is not None:
+        chances, classes = out.logits.softmax(1).max(1)
+        pairs = zip(classes.tolist(), chances.tolist(), strict=True)
+        answers = [f"{class_name(opened.model, index)} ({chance:.0%})" for index, chance in pairs]
+    return (images * std + mean).cpu(), labels.cpu(), maps, answers
+
+
+def class_name(model: nn.Module, index: int) -> str:
+    """Return what a model calls a class: by its own names, or those of ImageNet for 1,000 classes without any."""
+    names = model.pretrained_cfg.get("label_names")
+    if not names and model.num_classes == 1000:
+        return ImageNetInfo().index_to_description(index)
+    return names[index] if names else f"class {index}"
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def decoded(images: FileImages, cache_dir: str | Path | None, workers: int, titl
         pixels = read_cache(path, key, (len(images), *images.size, 3))
         if pixels is None:
             pixels = _decode(images, workers, title, quiet)
-            _write_cache(path, key, pixels)
+            _write_cache(path, key, pixels, quiet)
     return pixels
 
 
@@ -182,11 +182,19 @@ def _decode(images: FileImages, workers: int, title: str, quiet: bool) -> Tensor
     return pixels
 
 
-def _write_cache(path: Path, key: str, pixels: Tensor) -> None:
+def _write_cache(path: Path, key: str, pixels: Tensor, quiet: bool) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, shared=True) as partial:
             save_file({"pixels": pixels}, partial, metadata={"fingerprint": key, "crc32": _checksum(pixels)})
+        if quiet:
+            return
+        size = sum(file.stat().st_size for file in path.parent.glob("*.safetensors"))
+        print(  # noqa: T201
+            f"decoded images are kept in {path.parent}: {pixels.nbytes / 2**20:,.1f} MiB of {size / 2**20:,.1f} MiB, "
+            "which may be deleted at any time",
+            file=sys.stderr,
+        )
     except (OSError, SafetensorError) as error:
         print(f"decoded images are not cached in {path.parent}: {error}", file=sys.stderr)  # noqa: T201
 
