@@ -10,6 +10,7 @@ from test_report import WITH, WITHOUT, results_of
 
 from timm_mfd.figures import (
     accuracy_against_weight,
+    compared_curves,
     correlation_by_stage,
     correlation_distribution,
     correlation_heat_maps,
@@ -59,6 +60,29 @@ def test_stages_carry_their_own_numbers(tmp_path):
     svg = training_curves([line(1)], tmp_path / "curves.svg", "one epoch", stages=(2, 5)).read_text()
     assert "<!-- stage 5 -->" in svg
     assert "<!-- stage 0 -->" not in svg
+
+
+def test_two_runs_are_drawn_over_each_other(tmp_path):
+    runs = {
+        name: [line(epoch, (None, None)) | {"mean_abs_correlation": [0.3, r]} for epoch in (1, 2, 3)]
+        for name, r in (("without MFD", 0.2), ("with MFD", 0.1))
+    }
+    svg = compared_curves(runs, tmp_path / "both.svg", "two runs", stages=(2, 5)).read_text()
+    for text in ("without MFD", "with MFD", "mean |r|, stage 2", "mean |r|, stage 5"):
+        assert f"<!-- {text} -->" in svg
+    image = matplotlib.image.imread(compared_curves(runs, tmp_path / "both.png", "two runs"))
+    assert colored(image) > 0.0005
+    earlier = {name: [line(1)] for name in runs}  # metrics of before it was measured
+    assert "mean |r|" not in compared_curves(earlier, tmp_path / "earlier.svg", "two runs").read_text()
+    with pytest.raises(ValueError, match="no epochs"):
+        compared_curves({"a": [line(1)], "b": []}, tmp_path / "none.svg", "nothing")
+
+
+def test_mean_r_of_held_out_images_is_drawn_for_runs_without_mfd_too(tmp_path):
+    metrics = [line(epoch, (None, None)) | {"mean_abs_correlation": [0.3, 0.2]} for epoch in (1, 2)]
+    svg = training_curves(metrics, tmp_path / "curves.svg", "model on data").read_text()
+    assert "<!-- Mean |r|, held-out images -->" in svg
+    assert "(Eq. 5)" not in svg
 
 
 def test_no_epochs_are_an_error(tmp_path):

@@ -62,12 +62,15 @@ def test_a_run_leaves_the_promised_folder_and_a_model_that_loads(folder_dataset,
     for line in lines:
         assert set(line) == {
             "epoch", "top1", "top5", "loss", "criterion_loss", "mfd_loss", "mfd_per_stage", "lr", "images_per_second",
-            "seconds", "skipped_steps",
+            "seconds", "skipped_steps", "mean_abs_correlation",
         }  # fmt: skip
         assert line["loss"] == pytest.approx(line["criterion_loss"] + line["mfd_loss"], abs=1e-5)
         assert line["mfd_loss"] == pytest.approx(sum(line["mfd_per_stage"]), abs=1e-5)
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["top1"], summary["count"], summary["split"]) == (lines[-1]["top1"], 12, "val")
+    after = summary["mean_abs_correlation"]["after"]
+    assert lines[-1]["mean_abs_correlation"] == pytest.approx(after, abs=1e-5)  # of held-out images, every epoch
+    assert lines[0]["mean_abs_correlation"] != lines[1]["mean_abs_correlation"]
     assert len(summary["mean_abs_correlation"]["before"]) == len(summary["mean_abs_correlation"]["after"]) == 5
 
     loaded = timm.create_model(f"local-dir:{run_dir}/model", pretrained=True).eval()

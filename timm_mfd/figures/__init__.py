@@ -9,5 +9,6 @@ from .analysis import analysis_pictures as analysis_pictures
 from .correlations import correlation_by_stage as correlation_by_stage
 from .correlations import correlation_distribution as correlation_distribution
 from .correlations import correlation_heat_maps as correlation_heat_maps
+from .curves import compared_curves as compared_curves
 from .curves import training_curves as training_curves
 from .feature_maps import feature_maps as feature_maps
