@@ -29,7 +29,7 @@ class Tracker:
         self.name = name
         self.works = name != "none"
         options = {"wandb": {"dir": str(folder), "name": folder.name}}
-        accelerator.project_configuration.set_directories(str(folder))
+        accelerator.project_configuration.logging_dir = str(folder)
         texts = {key: str(value) for key, value in config.items()}
         self._try(lambda: accelerator.init_trackers("timm_mfd", config=texts, init_kwargs=options))
 
