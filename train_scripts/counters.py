@@ -73,13 +73,18 @@ class Operations(FlopCounterMode):
     """Floating-point operations of products and convolutions; torch counts the backward of grouped ones as dense."""
 
     def __init__(self) -> None:
-        own = {torch.ops.aten.convolution_backward: _convolution_backward}
+        own = {torch.ops.aten.convolution_backward: _convolution_backward, torch.ops.aten.bmm: _batched_product}
         super().__init__(display=False, custom_mapping=own)
 
     @property
     def total(self) -> int:
         """Their number; a multiplication and its addition are two."""
         return self.get_total_flops()
+
+
+def _batched_product(a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
+    """Two for each multiplication; torch 2.11 stumbles over the dtype of the result."""
+    return 2 * math.prod(a) * b[2]
 
 
 def _convolution_backward(
