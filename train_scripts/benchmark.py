@@ -440,7 +440,7 @@ def measure_share(
     counts = {"bytes": sum(sent), "collectives": len(sent)}
     share = time_side_by_side({"share": lambda: mfd(stages).loss.backward()}, rounds, device)["share"]
     if rank == 0:
-        (Path(folder) / "share.json").write_text(json.dumps(share | counts))
+        (Path(folder) / "share.json").write_text(json.dumps(share | counts), encoding="utf-8")
     if processes > 1:
         dist.destroy_process_group()
     torch.set_num_threads(threads)
