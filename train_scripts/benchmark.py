@@ -411,7 +411,7 @@ def measure_growth(args: Args, device: torch.device, dtype: torch.dtype) -> dict
                 measure_share(0, *arguments)
             else:
                 torch.multiprocessing.spawn(measure_share, arguments, processes)
-            results[name] = json.loads((Path(scratch) / "share.json").read_text())
+            results[name] = json.loads((Path(scratch) / "share.json").read_text(encoding="utf-8"))
         results[name]["ratio"] = results[name]["median"] / results["1 process"]["median"]
         show("growth", {name: results[name]})
         print(f"  {'':<14} {results[name]['bytes'] / 1e6:.1f} MB in {results[name]['collectives']} collectives")
