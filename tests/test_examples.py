@@ -59,7 +59,6 @@ task = ClassificationTask(model=model, criterion_kwargs=dict(smoothing=0.1), dev
 evaluator = task.create_evaluator()
 optimizer = create_optimizer_v2(task.get_trainable_module(), "adamw", lr=1e-3, layer_decay=0.5)
 task.setup_ema(decay=0.5)
-task.prepare_distributed() if len(sys.argv) > 2 else None
 for step in range(2):
     with task.no_sync():
         result = task(torch.randn(6, 3, 32, 32), torch.arange(6) % 4)

@@ -85,6 +85,11 @@ def test_mean_r_of_held_out_images_is_drawn_for_runs_without_mfd_too(tmp_path):
     assert "(Eq. 5)" not in svg
 
 
+def test_a_run_that_an_earlier_version_began_is_drawn_without_what_it_did_not_measure(tmp_path):
+    metrics = [line(1), line(2) | {"mean_abs_correlation": [0.3, 0.2]}]
+    assert "held-out images" not in training_curves(metrics, tmp_path / "curves.svg", "resumed").read_text()
+
+
 def test_no_epochs_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="no epochs"):
         training_curves([], tmp_path / "curves.png", "nothing")

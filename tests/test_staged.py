@@ -195,3 +195,11 @@ def test_in_evaluation_mode_processes_do_not_wait_for_each_other(tmp_path):
 def only_the_first_evaluates(rank, processes):
     net = with_stages(build(), mfd=MFDLoss()).eval()
     return net(X).mfd.loss.detach() if rank == 0 else None
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_it_is_saved_as_the_plain_model(averaged, tmp_path):
+    net = with_stages(build(), mfd=MFDLoss())
+    timm_mfd.save_pretrained(ModelEmaV3(net).module if averaged else net, tmp_path / "saved", image_size=(32, 32))
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
+    assert torch.equal(loaded(X), net.eval()(X).logits)

@@ -276,3 +276,13 @@ def test_the_default_run_learns_the_digits_and_decorrelates(tmp_path):
     with_mfd, without = (summaries[weight]["mean_abs_correlation"]["after"] for weight in (1, 0))
     assert all(a < b for a, b in zip(with_mfd, without, strict=True))
     assert timm_mfd.create_model("local-dir:run1/model", pretrained=True).num_classes == 10
+
+
+def test_a_compiled_run_is_measured_and_saved_like_any_other(monkeypatch):
+    """With a backend that compiles nothing; inductor is slow, and the graph itself is tested elsewhere."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **options: real(model, backend="eager", dynamic=False))
+    run_dir = run(compile=True, epochs=1, ema_decay=0.5, batch_size=360)
+    line = json.loads((run_dir / "metrics.jsonl").read_text())
+    assert len(line["mean_abs_correlation"]) == 5
+    timm.create_model(f"local-dir:{run_dir}/model", pretrained=True)

@@ -73,7 +73,7 @@ class Args:
     deterministic: bool = False
     """Use kernels that give the same bits every time; on a CPU they do so anyway."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Arithmetic of the network; correlations are always taken in float32."""
+    """Arithmetic of the network; the sums behind correlations are always float32."""
     compile: bool = False
     """Compile the model with torch.compile."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"

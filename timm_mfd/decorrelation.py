@@ -1,6 +1,6 @@
 """The method of the paper: squared Pearson correlation between the channels of a feature map (Eq. 5-7).
 
-Pure tensor maths that imports torch only; how it is computed fast and exactly is in `correlation.py`.
+Pure tensor maths that imports torch only; how it is computed fast and exactly is in `loss/correlation.py`.
 
 Source: Zhu, Zu, Liu, "Multi-stage feature decorrelation constraints for improving CNN classification performance",
 https://arxiv.org/abs/2308.12880.
@@ -187,7 +187,9 @@ class MFDLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Arguments as they show in `print(task)`."""
-        return f"weight={self.weight:g}, center={self.center!r}, sync={self.sync!r}, max_samples={self.max_samples}"
+        measure = ", measure=True" if self.measure else ""
+        samples = f"max_samples={self.max_samples}{measure}"
+        return f"weight={self.weight:g}, center={self.center!r}, sync={self.sync!r}, {samples}"
 
     def _is_synced(self) -> bool:
         running = dist.is_available() and dist.is_initialized()

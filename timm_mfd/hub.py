@@ -25,6 +25,7 @@ from .model_card import PICTURES, check_card, render_card
 from .models import create_model
 from .models.download import hub_errors
 from .models.saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, identity, sha256_of
+from .staged import without_stages
 
 FILES = (WEIGHTS, CONFIG, CARD, *PICTURES)  # nothing else is ever uploaded
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -91,7 +92,7 @@ def save_pretrained(
         >>> save_pretrained(model, "export", label_names=["cat", "dog"])
     """
     folder = Path(folder)
-    plain = unwrap_model(model)
+    plain = without_stages(unwrap_model(model))
     if getattr(plain, "pretrained_cfg", None) is None or not hasattr(plain, "num_classes"):
         hint = "give its .model" if isinstance(getattr(plain, "model", None), nn.Module) else "nothing would load it"
         raise ValueError(f"{type(plain).__name__} is not a classifier from create_model; {hint}")

@@ -288,7 +288,7 @@ def check_data(dataset: str, classes: int, train: int, test: int) -> None:
     if dataset != "facescrub" and (classes, train, test) != wanted[1:]:
         raise ValueError(
             f"{dataset} has {classes} classes, {train:,} training and {test:,} test images here, the recipes need "
-            f"{wanted.classes}, {wanted.train:,} and {wanted.test:,}; unpack the whole official archive"
+            f"{wanted.classes}, {wanted.train:,} and {wanted.test:,}; the data set must be whole"
         )
 
 

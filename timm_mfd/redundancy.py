@@ -6,11 +6,12 @@ from math import nextafter
 from typing import Any
 
 import torch
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from .gathering import from_all_processes
 from .moments import ChannelMoments, ClassMeans, mean_of_pairs
-from .stages import StageInfo, forward_stages, stage_info
+from .stages import StageInfo, read_stages, stage_info
 
 CORRELATION_IMAGES = 1000  # held-out images behind the correlations before and after training
 NEAR_DEAD = 0.01  # a channel is near-dead if its std is below this share of the median std of its stage
@@ -234,12 +235,14 @@ def near_duplicates(correlation: Tensor, tau: float) -> tuple[tuple[int, ...], .
 def _outputs(
     model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, Tensor | None]], indices: Sequence[int] | None
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+    model = unwrap_model(model)  # statistics need no wrapper
+    taken = [stage.index for stage in stage_info(model, indices)]
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
             images, labels = (batch, None) if isinstance(batch, Tensor) else batch
-            yield forward_stages(model, images, indices).stages, labels
+            yield read_stages(model, images, taken).stages, labels
     finally:
         model.train(was_training)
 

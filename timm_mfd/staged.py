@@ -32,7 +32,9 @@ def with_stages(model: nn.Module, indices: Sequence[int] | None = None, mfd: MFD
     What it returns shares every layer, parameter and buffer with `model`, under the same names, and is an instance of
     its class: optimizers, EMA, checkpoints, layer decay and wrappers (DDP, FSDP2, `torch.compile`, Accelerate, Trainer,
     Lightning) see the plain model. Wrap it, and call what you have wrapped: everything runs inside its `forward`.
-    `model` itself still returns logits, for evaluation and export.
+    `model` itself still returns logits, for evaluation and export. Switch modes and set options (`train`, `eval`,
+    `set_grad_checkpointing`, `reset_classifier`) on what is returned, or before: of the model itself only layers are
+    shared, not its own attributes.
 
     Args:
         model: Any timm model with a classifier, not wrapped yet.
@@ -104,6 +106,6 @@ def _empty(base: Any) -> nn.Module:
     return made.__new__(made)
 
 
-def plain(model: nn.Module) -> nn.Module:
+def without_stages(model: nn.Module) -> Any:
     """Return the model that `with_stages` was given, or `model` itself."""
     return model.__dict__.get("plain_model", model)

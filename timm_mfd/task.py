@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .criteria import Reads, fold_classifier, linear_classifier
 from .decorrelation import MFDLoss
-from .staged import plain, with_stages
+from .staged import with_stages, without_stages
 from .stages import gives_embedding, stage_info
 
 
@@ -86,7 +86,7 @@ class MFDClassificationTask(ClassificationTask):
     @property
     def model(self) -> Any:
         """The plain timm model, without any wrapper."""
-        return plain(unwrap_model(self.trainable_module))
+        return without_stages(unwrap_model(self.trainable_module))
 
     def setup_ema(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Create the moving average of the weights; DDP is not to wait for gradients of it."""
@@ -98,8 +98,8 @@ class MFDClassificationTask(ClassificationTask):
         After a criterion that reads cosines it is `fold_classifier` of the model.
         """
         resolved = super().get_eval_model(module=module, ema=ema)
-        if resolved is not None and (inner := unwrap_model(resolved)) is not plain(inner):
-            resolved = plain(inner)
+        if resolved is not None and (inner := unwrap_model(resolved)) is not without_stages(inner):
+            resolved = without_stages(inner)
         return fold_classifier(resolved) if self.reads == "cosines" and resolved is not None else resolved
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Tensor]:

@@ -204,6 +204,31 @@ def test_other_class_folders_are_named(change, message, tmp_path, monkeypatch):
         load_dataset("cifar10", tmp_path)
 
 
+def test_what_is_no_class_lies_in_the_way_of_nothing(tmp_path, monkeypatch):
+    folder = write_class_folders(tmp_path, "cifar10", small_cifar("cifar10", monkeypatch))
+    before = load_dataset("cifar10", tmp_path).identity()
+    for name in (".ipynb_checkpoints", "@eaDir"):
+        (folder / "train" / name).mkdir()
+        shutil.copy(next((folder / "train" / "cat").iterdir()), folder / "train" / name / "copy.png")
+    with pytest.warns(UserWarning, match="left out of train/: 2 hidden or system names"):
+        assert load_dataset("cifar10", tmp_path).identity() == before
+
+
+def test_a_class_without_images_is_named(tmp_path, monkeypatch):
+    folder = write_class_folders(tmp_path, "cifar10", small_cifar("cifar10", monkeypatch))
+    for split in ("train", "test"):
+        for file in (folder / split / "cat").iterdir():
+            file.unlink()
+    with pytest.raises(ValueError, match="the class folder 'cat' in .* is empty"), pytest.warns(UserWarning):
+        load_dataset("cifar10", tmp_path)
+
+
+def test_the_folder_may_be_the_one_we_are_in(tmp_path, monkeypatch):
+    splits = small_cifar("cifar10", monkeypatch)
+    monkeypatch.chdir(write_archive(tmp_path, "cifar10", splits, monkeypatch))
+    assert load_dataset("cifar10", ".").source.startswith("official archive")
+
+
 def test_an_archive_with_the_official_checksums_is_never_refused(tmp_path, monkeypatch, caplog):
     splits = small_cifar("cifar10", monkeypatch)
     known = PUBLISHED["cifar10"]

@@ -92,6 +92,15 @@ def test_a_class_that_is_a_link_to_another_one_would_give_its_images_two_labels(
     assert "(train/insect)" in said
 
 
+@pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])
+def test_a_class_that_is_a_link_into_the_other_split_is_left_out_and_named(folder_dataset, split, other):
+    (folder_dataset / split / "bird").symlink_to(f"../{other}/bee")
+    with pytest.warns(UserWarning, match=rf"left out of {split}/: 1 link back into the data set \({split}/bird\)"):
+        data = load_dataset("folder", folder_dataset)
+    assert data.class_names == ("ant", "bee", "cat")
+    assert (len(data.train), len(data.test)) == (24, 12)
+
+
 def test_a_class_may_be_a_link_to_a_folder_beside_the_splits(folder_dataset):
     shutil.move(folder_dataset / "train" / "bee", folder_dataset / "all")
     (folder_dataset / "train" / "bee").symlink_to("../all")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from .folders import listing, load_folder
+from .folders import is_hidden, listing, load_folder
 from .hfds import load_hfds
 from .images import ArrayImages, FileImages, ImageData
 from .resident import decoded
@@ -174,7 +174,7 @@ def _find(name: str, root: Path) -> tuple[str, Path, Callable[[str, Path], Split
     homes = (root / name, root)
     for folder in (root, *(home / archive.base_folder for home in homes)):
         files = [file for file, _ in archive.train_list + archive.test_list]
-        if folder.name == archive.base_folder and any((folder / file).is_file() for file in files):
+        if folder.resolve().name == archive.base_folder and any((folder / file).is_file() for file in files):
             return "official archive", folder, _read_archive
     for folder in homes:
         if (folder / "train").is_dir() and (folder / "test").is_dir():
@@ -191,7 +191,7 @@ def _find(name: str, root: Path) -> tuple[str, Path, Callable[[str, Path], Split
 def _read_archive(name: str, folder: Path) -> Splits:
     reader = PUBLISHED[name].archive
     try:
-        train, test = (reader(str(folder.parent), train=train) for train in (True, False))
+        train, test = (reader(str(folder.resolve().parent), train=train) for train in (True, False))
     except RuntimeError:
         raise ValueError(
             f"{name}: files in {str(folder)!r} are missing or do not have the official checksums, "
@@ -203,7 +203,7 @@ def _read_archive(name: str, folder: Path) -> Splits:
 def _read_class_folders(name: str, folder: Path) -> Splits:
     names = PUBLISHED[name].class_names
     for split in ("train", "test"):
-        found = {entry.name for entry in (folder / split).iterdir() if entry.is_dir()}
+        found = {entry.name for entry in (folder / split).iterdir() if entry.is_dir() and not is_hidden(entry.name)}
         if unknown := sorted(found - set(names)):
             raise ValueError(
                 f"{name}: the folder {unknown[0]!r} in {str(folder / split)!r} is named like none of its {len(names)} "
@@ -212,7 +212,8 @@ def _read_class_folders(name: str, folder: Path) -> Splits:
         if missing := [name for name in names if name not in found]:
             raise ValueError(f"{name}: {str(folder / split)!r} lacks the class folder {missing[0]!r}")
     data = load_folder(folder, name=name, held_out=("test",))
-    assert data.class_names == names  # both sorted
+    if empty := sorted(set(names) - set(data.class_names)):
+        raise ValueError(f"{name}: the class folder {empty[0]!r} in {str(folder)!r} is empty")
     return {"train": data.train, "test": data.test}
 
 

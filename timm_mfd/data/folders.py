@@ -136,13 +136,13 @@ class _Split:
             splits: The folders of all splits.
         """
         found = cls(path)
-        own, all_splits = path.resolve(), [split.resolve() for split in splits]
+        all_splits = [split.resolve() for split in splits]
         for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 found.hidden.append(entry.name)
             elif not entry.is_dir():
                 found.beside += 1
-            elif entry.is_symlink() and _leads_back(Path(entry.path), all_splits, inside=[own]):
+            elif entry.is_symlink() and _leads_back(Path(entry.path), all_splits, inside=all_splits):
                 found.loops.append(f"{path.name}/{entry.name}")
             else:
                 found.images[entry.name], found.foreign[entry.name] = [], Counter()
@@ -156,7 +156,7 @@ class _Split:
             yield folder, files
             for name in names[:]:
                 path = Path(folder, name)
-                if _is_hidden(name):
+                if is_hidden(name):
                     self.hidden.append(name)
                 elif not path.is_symlink():
                     continue
@@ -171,7 +171,7 @@ class _Split:
 
     def _sort(self, label: str, folder: str, names: Sequence[str]) -> None:
         for name in sorted(names):
-            if _is_hidden(name):
+            if is_hidden(name):
                 self.hidden.append(name)
             elif name.lower().endswith(IMAGE_ENDINGS):
                 self.images[label].append(os.path.join(folder, name))
@@ -197,7 +197,8 @@ class _Split:
         return "; ".join(said)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Return whether a name in a folder is nobody's image or class, such as `.ipynb_checkpoints` or `@eaDir`."""
     return name.startswith(".") or name in _OF_THE_SYSTEM
 
 

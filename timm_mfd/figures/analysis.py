@@ -70,6 +70,8 @@ def analysis_pictures(
             )
     if len(measured) == 2 and all(curves.values()):
         path, both = folder / f"curves_compared.{ending}", " and ".join(measured)
-        numbers = next(iter(curve_stages.values()))
+        numbers, others = (curve_stages[name] for name in measured)
+        if numbers != others:  # other stages cannot be compared
+            curves = {name: [{**line, "mean_abs_correlation": []} for line in lines] for name, lines in curves.items()}
         pictures[f"Training of {both}"] = compared_curves(curves, path, f"Training of {both}", numbers)
     return pictures

@@ -42,7 +42,11 @@ def training_curves(
         raise ValueError("no epochs to draw")
     epochs = [line["epoch"] for line in metrics]
     marker = "o" if len(epochs) < 40 else None
-    panels = {title: key for key, title in _PER_STAGE.items() if metrics[-1].get(key, [None])[0] is not None}
+    panels = {
+        title: key
+        for key, title in _PER_STAGE.items()
+        if all(line.get(key, [None])[0] is not None for line in metrics)  # an earlier version wrote fewer
+    }
     figure = new_figure(8 + 4 * len(panels), 3.6, title)
     accuracy, loss, *correlations = figure.subplots(1, 2 + len(panels))
 

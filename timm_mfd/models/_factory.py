@@ -63,6 +63,9 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         cfg = get_pretrained_cfg(model_id)
         if foreign and cfg.hf_hub_id and not kwargs.get("pretrained_cfg_overlay"):
             check_reachable(cfg.hf_hub_id, cfg.hf_hub_filename, kwargs.get("cache_dir"))
+        given: Any = kwargs.get("pretrained_cfg")
+        if pretrained and getattr(given, "hf_hub_id", None) and not getattr(given, "file", None):
+            check_reachable(given.hf_hub_id, given.hf_hub_filename, kwargs.get("cache_dir"))
         with named(f"{name} cannot be built{_with(kwargs)}"):
             return timm.create_model(name, pretrained=pretrained, **kwargs)
     if not pretrained:
