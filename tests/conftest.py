@@ -23,7 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """The whole suite runs in several processes, a part of it in this one: it is done before they have started."""
     whole = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
-    return min(os.cpu_count() or 1, 4) if whole else 0
+    return min((os.cpu_count() or 1) + 1, 4) if whole else 0  # one more than cores: tests wait for processes, too
 
 
 @pytest.fixture(autouse=True)

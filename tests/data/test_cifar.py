@@ -219,7 +219,7 @@ def test_a_class_without_images_is_named(tmp_path, monkeypatch):
     for split in ("train", "test"):
         for file in (folder / split / "cat").iterdir():
             file.unlink()
-    with pytest.raises(ValueError, match="the class folder 'cat' in .* is empty"), pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="cat"), pytest.raises(ValueError, match="class folder 'cat' in .* is empty"):
         load_dataset("cifar10", tmp_path)
 
 
