@@ -26,6 +26,24 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min((os.cpu_count() or 1) + 1, 4) if whole else 0  # one more than cores: tests wait for processes, too
 
 
+# A process takes whole files, so those that take longest begin first, and none of them is left for the end.
+_LONGEST = (
+    "test_reproduce",
+    "test_kill",
+    "test_training",
+    "test_train",
+    "test_publish",
+    "test_wrappers",
+    "test_pruning",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the longest files to the front; the order within a file stays."""
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     import torch

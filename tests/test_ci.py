@@ -20,7 +20,7 @@ def run(tmp_path, python, *arguments):
 def test_tests_then_benchmark_then_rows_within_the_time(tmp_path):
     done, (tests, benchmark, training) = run(tmp_path, "echo fine", "--rows", "mobilenetv2/tiny_imagenet")
     assert done.returncode == 0
-    assert tests == "-m pytest -q tests/test_cuda.py"
+    assert tests == "-m pytest -q -o addopts= tests/test_cuda.py"
     assert benchmark.startswith("train_scripts/benchmark.py --dtype bf16")
     assert training.startswith("train_scripts/reproduce.py run --rows mobilenetv2/tiny_imagenet")
     assert training.endswith("--time-limit 30") or training.endswith("--time-limit 29")
@@ -37,3 +37,9 @@ def test_a_part_that_fails_keeps_none_from_running_and_is_told(tmp_path):
 def test_without_rows_nothing_is_trained(tmp_path):
     _, calls = run(tmp_path, "true")
     assert len(calls) == 2
+
+
+def test_too_few_minutes_are_refused(tmp_path):
+    done = subprocess.run([SCRIPT, "3", tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "3 minutes are too few; give at least 10" in done.stdout
