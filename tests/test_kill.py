@@ -61,7 +61,6 @@ def stopped_in_a_write(process, partial):
     [
         (1, 3),
         pytest.param(1, 20, marks=pytest.mark.slow),
-        (2, 1),
         pytest.param(2, 3, marks=pytest.mark.slow),
         pytest.param(2, 20, marks=pytest.mark.slow),
         pytest.param(3, 4, marks=pytest.mark.slow),
