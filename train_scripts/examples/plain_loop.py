@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import timm_mfd  # MFD
 
-EPOCHS, ACCUMULATE = 2, 2
+EPOCHS, ACCUMULATE = 3, 2
 
 
 def main(folder: str) -> None:

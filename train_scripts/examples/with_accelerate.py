@@ -26,7 +26,7 @@ def main(folder: str) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     loader = DataLoader(digits(train=True), batch_size=64 // accelerator.num_processes, shuffle=True, drop_last=True)
     net, optimizer, loader = accelerator.prepare(net, optimizer, loader)
-    for epoch in range(2):
+    for epoch in range(3):
         net.train()
         for images, labels in loader:
             out = net(images)

@@ -29,7 +29,7 @@ def main(folder: str) -> None:
     data = digits(train=True)
     sampler = DistributedSampler(data)
     loader = DataLoader(data, batch_size=64 // dist.get_world_size(), sampler=sampler, drop_last=True)
-    for epoch in range(2):
+    for epoch in range(3):
         sampler.set_epoch(epoch)
         net.train()
         for images, labels in loader:

@@ -41,7 +41,7 @@ def main(folder: str) -> None:
     """Train on handwritten digits and save the model."""
     lightning.seed_everything(0)
     module = Classifier()
-    trainer = lightning.Trainer(max_epochs=2, logger=False, enable_checkpointing=False)
+    trainer = lightning.Trainer(max_epochs=3, logger=False, enable_checkpointing=False)
     trainer.fit(module, DataLoader(digits(train=True), batch_size=64, shuffle=True, drop_last=True))
     if trainer.is_global_zero:
         model = module.model.cpu()

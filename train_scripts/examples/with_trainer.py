@@ -34,7 +34,7 @@ def collate(samples):
 def main(folder: str) -> None:
     """Train on handwritten digits and save the model."""
     arguments = TrainingArguments(
-        f"{folder}-trainer", num_train_epochs=2, per_device_train_batch_size=64, dataloader_drop_last=True,
+        f"{folder}-trainer", num_train_epochs=3, per_device_train_batch_size=64, dataloader_drop_last=True,
         bf16=True, use_cpu=not torch.accelerator.is_available(), learning_rate=3e-3, save_strategy="no", report_to=[],
         remove_unused_columns=False, label_names=["labels"],
     )  # fmt: skip
