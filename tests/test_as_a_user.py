@@ -26,13 +26,14 @@ from processes import run_python, wait_for
 from torch import nn
 
 import timm_mfd
-from timm_mfd import extras, launch, run_dir
+from timm_mfd import extras, launch
 from timm_mfd.arguments import Args
 from timm_mfd.data.resident import decoded
-from timm_mfd.guards import average_warnings, verdicts
 from timm_mfd.interruption import StopSignals
 from timm_mfd.launch import follow_launcher, forget_foreign_settings, one_line_errors
 from timm_mfd.models.download import hub_errors
+from timm_mfd.training.diagnosis import average_warnings, verdicts
+from timm_mfd.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "train_scripts" / "train.py"
@@ -394,15 +395,15 @@ def test_a_closed_terminal_stops_no_saving(tmp_path):
 
 
 def test_a_log_of_the_scheduler_makes_a_begun_run_no_other_run():
-    run_dir.claim("run", "x", {"old": 1})
+    RunFolder.create("run", "x", {"old": 1})
     for name in ("slurm-1.out", "timm_mfd"):
         Path("run", name).write_text("of somebody else")
-    run_dir.claim("run", "x", {"new": 1}, resume=True)
+    RunFolder.create("run", "x", {"new": 1}, resume=True)
     assert json.loads(Path("run/args.json").read_text()) == {"new": 1}
     assert Path("run/slurm-1.out").read_text() == "of somebody else"
     Path("run/model").mkdir()  # of a finished run
     with pytest.raises(FileExistsError, match="holds another run"):
-        run_dir.claim("run", "x", {}, resume=True)
+        RunFolder.create("run", "x", {}, resume=True)
 
 
 def test_a_moving_average_that_is_still_the_beginning_is_told_and_blamed():
@@ -424,5 +425,4 @@ def test_no_text_is_read_or_written_in_the_systems_encoding():
             name = getattr(call.func, "attr", getattr(call.func, "id", ""))
             is_file = name == "read_text" or (name == "write_text" and isinstance(call.func, ast.Attribute))
             named = [word.arg for word in call.keywords]
-            own = ast.unparse(call.func) in ("run_dir.write_text",)
-            assert not is_file or own or "encoding" in named, f"{path.name}:{call.lineno}"
+            assert not is_file or "encoding" in named, f"{path.name}:{call.lineno}"

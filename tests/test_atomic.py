@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from timm_mfd.atomic import new_folder, replacing
+from timm_mfd.atomic import new_folder, replace_folder, replacing, to_json
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -74,3 +74,17 @@ def test_a_new_folder_appears_when_it_is_complete_and_takes_nobodys_place(tmp_pa
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "deep" / "er"):
         raise KeyboardInterrupt
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "ours.txt", "out"]
+
+
+def test_a_whole_folder_takes_the_place_of_what_an_interruption_left(tmp_path):
+    for name, text in (("model", "half"), ("model.partial", "whole")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(text)
+    replace_folder(tmp_path / "model.partial", tmp_path / "model")
+    assert (tmp_path / "model/file").read_text() == "whole"
+    assert not (tmp_path / "model.partial").exists()
+
+
+def test_json_refuses_what_other_readers_cannot_read():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json({"loss": float("nan")})

@@ -20,12 +20,13 @@ from timm.models import save_for_hf
 from timm_mfd import checkpoint
 from timm_mfd.arguments import Args
 from timm_mfd.data import place
-from timm_mfd.run_dir import CHECKPOINT
 
 pytestmark = pytest.mark.usefixtures("runs_here")
 BASE = Args(model="test_resnet", epochs=1, batch_size=479, lr=0.01, output_dir="run", workers=0)
 FOLDER = {"dataset": "folder", "data_dir": "images", "batch_size": 8}
 RESUME = {"resume": "auto"}
+
+CHECKPOINT = "checkpoint/state.safetensors"
 
 
 class Bomb:

@@ -15,7 +15,7 @@ from test_correlation import LAYOUTS, reference_loss, reference_r
 from torch import nn
 
 from timm_mfd import MFDClassificationTask, MFDLoss, channel_correlation, mfd_loss
-from timm_mfd.sync_batch_norm import synchronise_batch_norm
+from timm_mfd.sync_batch_norm import synchronize_batch_norm
 
 TRAIN = Path(__file__).parents[1] / "train_scripts" / "train.py"
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -194,9 +194,8 @@ def conv_and_norm():
 
 def train_share(rank, processes):
     layers, x = conv_and_norm()
-    layers, context = synchronise_batch_norm(layers)
-    with context():
-        loss = MFDLoss()([layers(x[rank * 4 : 4 + rank * 2])]).loss  # 4 and 2 images
+    synchronize_batch_norm(layers)
+    loss = MFDLoss()([layers(x[rank * 4 : 4 + rank * 2])]).loss  # 4 and 2 images
     loss.backward()
     for parameter in layers.parameters():
         dist.all_reduce(parameter.grad)

@@ -16,7 +16,7 @@ from processes import run_python, start_process, wait_for
 from test_report import WITH, WITHOUT, results_of
 
 from timm_mfd import recipes, report, results
-from timm_mfd.run_dir import BUSY
+from timm_mfd.training.run_folder import BUSY
 
 # The trial on digits with a tiny network, a second a run; for this process and those that it starts.
 FAST = """
@@ -185,7 +185,7 @@ def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_d
         ("softmax", 0), ("softmax+mfd", 0),
     ]  # fmt: skip
     assert all(len(result.curve["top1"]) == 12 for result in found)
-    assert [log_of(fast, row).count("going on from") for row in ("softmax", "softmax+mfd")] == [0, 2]
+    assert [log_of(fast, row).count("resuming ") for row in ("softmax", "softmax+mfd")] == [0, 2]
 
     reproduce.run(seeds=1, **DIGITS)
     assert "2 runs: 2 done, 0 to do" in capfd.readouterr().out
@@ -212,7 +212,7 @@ def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(stand_in, later
     monkeypatch.delenv("WHEN_TOLD")
     reproduce.run(seeds=1, **DIGITS)
     assert results.read_all(fast / TRIALS) == both
-    assert "going on from" in log_of(fast)
+    assert "resuming " in log_of(fast)
 
 
 def test_a_run_that_does_not_stop_is_killed_at_the_time_limit(stand_in, later, monkeypatch):

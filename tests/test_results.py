@@ -11,7 +11,7 @@ import torch
 from test_report import BASE, WITH, WITHOUT
 
 from timm_mfd import recipes, results
-from timm_mfd.run_dir import environment
+from timm_mfd.training.environment import environment
 
 
 @pytest.fixture

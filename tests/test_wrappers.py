@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn.parallel import DistributedDataParallel
 
 from timm_mfd import MFDClassificationTask, MFDLoss, with_stages
-from timm_mfd.sync_batch_norm import synchronise_batch_norm
+from timm_mfd.sync_batch_norm import synchronize_batch_norm
 
 LR, STEPS, CLASSES, BATCH = 0.5, 3, 5, 8
 WAYS = ("stages", "loss", "task")
@@ -280,13 +280,13 @@ def test_two_processes_train_as_a_plain_loop_with_all_images(function, way, tole
 
 def gradients_with_batch_norm(rank, processes, shares=(5, 3)):
     torch.manual_seed(0)
-    model, context = synchronise_batch_norm(timm.create_model("test_resnet", num_classes=CLASSES).double())
+    model = timm.create_model("test_resnet", num_classes=CLASSES).double()
     share = processes * shares[rank] / BATCH
     task = MFDClassificationTask(model, lambda logits, y: share * F.cross_entropy(logits, y), verbose=False)
+    synchronize_batch_norm(task)
     wrapped = DistributedDataParallel(task) if processes > 1 else task
     x, y = images(0, shares, rank)
-    with context():
-        wrapped(x.double(), y)["loss"].backward()
+    wrapped(x.double(), y)["loss"].backward()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 

@@ -1,18 +1,13 @@
-"""The arguments of a training run: their defaults, what is refused, and what a resumed run has to keep."""
+"""The arguments of a training run: their defaults, and what is refused."""
 
 import importlib.util
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from .criteria import CriterionName
-from .run_dir import changes
-
-# What has no part in the result: a resumed run may choose it anew.
-FREE = frozenset(
-    ("output_dir", "resume", "data_dir", "loader", "cache_dir", "workers", "tracker", "nan", "checkpoint_minutes")
-)
+from .training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -90,13 +85,14 @@ class Args:
     output_dir: str | None = None
     """Run folder, new or empty. Default: a new one under runs/."""
     resume: str | None = None
-    """The folder of a run: go on with it, there or in a new --output-dir, under its arguments. auto: the run in
+    """The folder of a run: resume it, there or in a new --output-dir, under its arguments. auto: the run in
     --output-dir, or the newest unfinished one of this model, data set, weight and seed under runs/; a new one if there
     is none."""
-    checkpoint_minutes: float = 5.0
-    """Write the state of the run every so often, and at the end of every epoch; 0: after every step."""
-    nan: Literal["stop", "skip"] = "stop"
-    """What a batch does whose loss is not finite: it ends the run, or is left out (slower on a GPU)."""
+    checkpoint_minutes: float | None = None
+    """Write the state of the run every so often, and at its end; 0: after every step. Default: every 5 minutes and at
+    the end of every epoch."""
+    slim: bool = False
+    """Delete the state of the run when it is finished; it cannot be resumed for more epochs then."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Also log to this tracker; metrics.jsonl is always written."""
 
@@ -117,6 +113,7 @@ class Args:
 
         Raises:
             ValueError: Naming the flag and its value.
+            FileExistsError: If a new run is to write into a folder that holds something.
         """
         for flag, value in {"--lr": self.lr, "--weight-decay": self.weight_decay}.items():
             if not (math.isfinite(value) and value >= 0) or (flag == "--lr" and value == 0):
@@ -133,12 +130,14 @@ class Args:
             raise ValueError(f"--lr-decay must be in (0, 1], not {self.lr_decay}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema-decay must be in [0, 1), not {self.ema_decay}")
-        if not self.checkpoint_minutes >= 0:
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes >= 0:
             raise ValueError(f"--checkpoint-minutes must be at least 0, not {self.checkpoint_minutes}")
         if self.compile_mode != "default" and not self.compile:
             raise ValueError(f"--compile-mode {self.compile_mode} needs --compile")
         if self.tracker != "none" and importlib.util.find_spec(self.tracker) is None:
             raise ValueError(f"--tracker {self.tracker} is not installed; pip install {self.tracker}")
+        if self.resume is None:
+            RunFolder.check_new(self.output_dir)
         if self.milestones is None:
             parts = {max(1, round(self.epochs * part)) for part in (0.3, 0.6, 0.9)}
             return replace(self, milestones=tuple(sorted(parts)))
@@ -159,35 +158,3 @@ class Args:
             name: tuple(v) if isinstance(v, list) else v for name, v in before.items() if name in known
         }
         return cls(**values)
-
-    def check_resumable(self, before: Mapping[str, Any], epochs_begun: int) -> None:
-        """Refuse to go on with arguments under which the run would have become another one.
-
-        More epochs are fine as long as they leave the learning rates of the past as they were.
-
-        Args:
-            before: The arguments that the run began with.
-            epochs_begun: Epochs that it has begun.
-
-        Raises:
-            ValueError: Naming every argument that differs, with both values.
-        """
-        before = asdict(Args()) | dict(before)  # a run of an earlier version had the default of what it did not know
-        changed = changes(asdict(self), before, FREE)
-        past = replace(self, lr=before["lr"], lr_decay=before["lr_decay"], milestones=tuple(before["milestones"]))
-        epochs = range(epochs_begun)
-        if self.epochs >= epochs_begun and all(self.learning_rate(e) == past.learning_rate(e) for e in epochs):
-            changed.pop("epochs", None)
-            changed.pop("milestones", None)
-        if changed.keys() <= {"epochs", "milestones"} and changed:
-            passed = [milestone for milestone in before["milestones"] if milestone < epochs_begun]
-            words = f"milestones {' '.join(map(str, passed))}" if passed else "no milestone yet"
-            raise ValueError(
-                f"cannot resume: {epochs_begun} epochs are begun, with {words}; --epochs must be at least that many, "
-                "and --milestones must begin with those and go on after them"
-            )
-        if changed:
-            raise ValueError(
-                f"cannot resume with other arguments: {', '.join(changed.values())} would change the result; "
-                "leave them out, or begin a new run in another --output-dir"
-            )

@@ -1,11 +1,14 @@
 """Files that hold either their old content or their new one, whatever cuts the writing short."""
 
+import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 
@@ -39,6 +42,28 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    flush_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def to_json(content: Any, indent: int | None = 2) -> str:
+    """Format as JSON that every reader accepts; NaN and infinity are errors."""
+    return json.dumps(content, indent=indent, allow_nan=False) + "\n"
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Flush a complete folder to the disk and give it its name; what an interrupted run left there goes."""
+    for file in new.iterdir():
+        flush(file)
+    flush_folder(new)
+    if path.exists():
+        shutil.rmtree(path)
+    new.rename(path)
     flush_folder(path.parent)
 
 

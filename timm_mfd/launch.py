@@ -152,32 +152,38 @@ def on_main_process(function: Callable[[], Result]) -> Result:
 
 
 def start_all_processes() -> None:
-    """Start the processes that `accelerate launch --cpu --num_processes N` was asked for.
+    """Start the processes that `accelerate launch --cpu --num_processes N` was asked for, and end when it does.
 
-    It starts one; this replaces that one by torchrun with N. Does nothing when all processes are there.
+    It starts one; this replaces that one by torchrun with N, if they are not there yet.
 
     Raises:
         ValueError: If their number cannot be found out.
     """
+    if _is_alone_on_cpu():
+        count = _asked_processes()
+        script = [sys.argv[0], *sys.argv[1:]]
+        if count is None:
+            raise ValueError(
+                "accelerate launch starts one process on a CPU; start several with "
+                f"torchrun --nproc-per-node N {' '.join(script)}"
+            )
+        os.environ.pop("MASTER_ADDR")
+        os.environ.pop("MASTER_PORT", None)
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        follow_launcher()
+        sys.stdout.flush()
+        os.execv(sys.executable, [*torchrun, *script])
+    follow_launcher()
+
+
+def _is_alone_on_cpu() -> bool:
+    """Whether `accelerate launch` started one process where it was asked for several, which it does on a CPU."""
     environment = os.environ
     asked = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment
     if not asked or not _is_launched() or "LOCAL_RANK" in environment or torch.accelerator.is_available():
-        return
-    if any(name in environment for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")):
-        return
-    count = _asked_processes()
-    script = [sys.argv[0], *sys.argv[1:]]
-    if count is None:
-        raise ValueError(
-            "accelerate launch starts one process on a CPU; start several with "
-            f"torchrun --nproc-per-node N {' '.join(script)}"
-        )
-    environment.pop("MASTER_ADDR")
-    environment.pop("MASTER_PORT", None)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    follow_launcher()
-    sys.stdout.flush()
-    os.execv(sys.executable, [*torchrun, *script])
+        return False
+    sizes = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    return not any(name in environment for name in sizes)
 
 
 def _asked_processes() -> int | None:

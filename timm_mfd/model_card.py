@@ -13,9 +13,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from . import recipes
-from .arguments import FREE, Args
+from .arguments import Args
 from .redundancy import CORRELATION_IMAGES
-from .run_dir import changes, shared_machine
+from .training.environment import shared_machine
+from .training.resume import RESUMABLE_WITH_OTHER_VALUE, changes
 
 # In a source checkout the template lies in `model_cards/`; in an installed package beside this file.
 _TEMPLATES = (Path(__file__).with_name("model_card.md"), Path(__file__).parents[1] / "model_cards" / "template.md")
@@ -24,7 +25,7 @@ _HUB_DATASETS = {
     "cifar100": "uoft-cs/cifar100",
     "tiny_imagenet": "zh-plus/tiny-imagenet",
 }
-PICTURES = {"curves.png": "Losses and accuracy over the epochs", "redundancy.png": "Similar feature maps of one image"}
+PICTURES = {"curves.png": "Losses and accuracy over the epochs"}
 _PAPER = "multi-stage feature decorrelation (MFD, https://arxiv.org/abs/2308.12880)"
 
 
@@ -280,7 +281,7 @@ def _command(args: Mapping[str, Any]) -> str:
         recipe, protocol = recipes.find(args["recipe"])
         base = replace(recipe.arguments(protocol), recipe=args["recipe"])
         words.append(f"--recipe {args['recipe']}")
-    for name in changes(args, asdict(base), FREE):
+    for name in changes(args, asdict(base), RESUMABLE_WITH_OTHER_VALUE):
         value, flag = args[name], name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")

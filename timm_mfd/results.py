@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from . import recipes
-from .arguments import FREE
-from .run_dir import changes, shared_machine, write_text
+from .atomic import write_text
+from .training.environment import shared_machine
+from .training.resume import RESUMABLE_WITH_OTHER_VALUE, changes
+from .training.run_folder import RunFolder
 
 # How a run was computed; its result says so, and it still is a run of the recipe.
 _ARITHMETIC = frozenset(("mixed_precision", "compile", "compile_mode", "deterministic", "sync_batch_norm"))
@@ -92,23 +94,21 @@ def collect(run: Path) -> Result:
     Raises:
         ValueError: If the run is not finished, or was not trained as its recipe says.
     """
-    if not (run / "summary.json").is_file():
-        raise ValueError(f"{run} is not a finished run: summary.json is missing")
+    folder = RunFolder(run)
+    folder.check_finished()
     try:
-        return _collect(run)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        return _collect(folder)
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{run} is damaged or of another version: {error!r}") from None
 
 
-def _collect(run: Path) -> Result:
-    args = json.loads((run / "args.json").read_text(encoding="utf-8-sig"))
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8-sig"))
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8-sig").splitlines()]
+def _collect(run: RunFolder) -> Result:
+    args, summary, metrics = run.args, run.summary, run.metrics
     if args.get("recipe") is None:
         raise ValueError(f"{run} is not a run of a recipe; train it with --recipe")
     recipe, protocol = recipes.find(args["recipe"])
     wanted = asdict(recipe.arguments(protocol, args["seed"]))
-    if different := changes(wanted, args, FREE | _ARITHMETIC):
+    if different := changes(wanted, args, RESUMABLE_WITH_OTHER_VALUE | _ARITHMETIC):
         words = ", ".join(f"--{name.replace('_', '-')} {args[name]} instead of {wanted[name]}" for name in different)
         raise ValueError(f"{run} was not trained as its recipe says: {words}")
     return Result(
@@ -123,7 +123,7 @@ def _collect(run: Path) -> Result:
         stages=summary["stages"],
         correlation_before=[round(r, 5) for r in summary["mean_abs_correlation"]["before"]],
         correlation_after=[round(r, 5) for r in summary["mean_abs_correlation"]["after"]],
-        wall_seconds=round(sum(line["seconds"] for line in metrics), 1),
+        wall_seconds=run.facts["seconds"],
         images_per_second=summary["images_per_second"],
         device=summary["device"],
         arithmetic={key: args[key] for key in sorted(_ARITHMETIC)},

@@ -1,11 +1,12 @@
-"""What a model is called on the command line, and what the folder behind the name says of it."""
+"""What a model is called on the command line, and what the run or the card behind the name says of it."""
 
-import json
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
+
+from .training.run_folder import RunFolder
 
 
 def source_of(name: str) -> str:
@@ -18,10 +19,10 @@ def source_of(name: str) -> str:
         ValueError: If it looks like a folder in which there is no model.
     """
     path = Path(name)
-    for folder in (path / "model", path):
+    for folder in (RunFolder(path).model, path):
         if (folder / "config.json").is_file():
             return f"local-dir:{folder}"
-    if (path / "args.json").is_file():
+    if RunFolder(path).is_begun:
         raise ValueError(f"{name} is a run without a model yet; it is written when the run ends")
     if "/" in name and ":" not in name:
         beside = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
@@ -41,16 +42,13 @@ def data_of(name: str) -> dict[str, Any]:
         `dataset`, `data_dir` and `image_size`; nothing if it is no run.
 
     Raises:
-        ValueError: If `args.json` of the run is damaged.
+        ValueError: If the arguments of the run are damaged.
     """
-    for folder in (Path(name.removeprefix("local-dir:")), Path(name.removeprefix("local-dir:")).parent):
-        if (file := folder / "args.json").is_file():
-            try:
-                before = json.loads(file.read_text(encoding="utf-8-sig"))
-                return {key: before[key] for key in ("dataset", "data_dir", "image_size")}
-            except (ValueError, KeyError):
-                raise ValueError(f"{file} is damaged; name the data set with --dataset") from None
-    return {}
+    run = RunFolder.of(name)
+    try:
+        return {key: run.args[key] for key in ("dataset", "data_dir", "image_size")} if run else {}
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{run} is damaged ({error}); name the data set with --dataset") from None
 
 
 def license_of(name: str, model: Any) -> str:
@@ -63,44 +61,3 @@ def license_of(name: str, model: Any) -> str:
     card = Path(source_of(name).removeprefix("local-dir:")) / "README.md"
     named = ModelCard.load(card).data.license if card.is_file() else model.pretrained_cfg.get("license")
     return named or "apache-2.0"
-
-
-def accuracy_of(run: Path) -> str:
-    """Return what a run folder says of the accuracy of its model; empty if it is none.
-
-    Args:
-        run: The folder.
-    """
-    summary = run / "summary.json"
-    if not summary.is_file():
-        return ""
-    found = json.loads(summary.read_text(encoding="utf-8-sig"))
-    return f"top-1 {found['top1']:.2f} % of {found['count']:,} {found['split']} images"
-
-
-def stages_of(run: Path) -> list[int] | None:
-    """Return the index of each stage that MFD saw in a finished run; None if it is none.
-
-    Args:
-        run: The folder.
-    """
-    summary = run / "summary.json"
-    return json.loads(summary.read_text(encoding="utf-8-sig")).get("stages") if summary.is_file() else None
-
-
-def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """Read what a run folder says of its epochs; nothing if it is none.
-
-    Args:
-        run: The folder.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
-    path = run / "metrics.jsonl"
-    try:
-        return (
-            [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines()] if path.is_file() else []
-        )
-    except ValueError:
-        raise ValueError(f"{path} is damaged; mend or remove it") from None

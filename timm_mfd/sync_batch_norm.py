@@ -1,7 +1,6 @@
 """Batch norm over the images of all processes, so that N processes with b images train as one with N*b."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,34 +11,39 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
-def synchronise_batch_norm(
-    model: nn.Module, wanted: bool = True
-) -> tuple[nn.Module, Callable[[], AbstractContextManager[Any]]]:
-    """Let the batch norms of a model take their statistics over all processes while it trains.
+def synchronize_batch_norm(task: nn.Module) -> None:
+    """Let the batch norms of a task take their statistics over all processes while it trains; alone, do nothing.
 
-    torch has kernels for this on accelerators only; there, the layers are replaced by their synchronised kin, with the
-    same parameters and keys. On a CPU the layers stay as they are.
+    torch has kernels for this on accelerators only; there, the layers are replaced by their SyncBatchNorm counterparts,
+    with the same parameters and keys. On a CPU the layers stay as they are, and the task runs in a mode that takes over
+    what they call.
 
     Args:
-        model: Any model, on its device.
-        wanted: Whether to do it at all.
-
-    Returns:
-        The model, and what makes the context that its training steps have to run in.
+        task: On its device, before it is wrapped or compiled, and before a copy of it is made for an average.
 
     Example:
-        >>> model, synchronised = synchronise_batch_norm(model)
-        >>> with synchronised():
-        ...     loss = task(images, labels)["loss"]
+        >>> task = MFDClassificationTask(model)
+        >>> synchronize_batch_norm(task)
     """
-    if not (wanted and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return model, nullcontext
-    if next(model.parameters()).device.type != "cpu":
-        return convert_sync_batchnorm(model), nullcontext
-    return model, _SynchronisedBatchNorm
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    if next(task.parameters()).device.type != "cpu":
+        convert_sync_batchnorm(task)
+        return
+    # Around the whole task, of which the module that is compiled is a part.
+    mode = _SynchronizedBatchNorm()
+
+    def enter(*_: object) -> None:
+        mode.__enter__()
+
+    def leave(*_: object) -> None:
+        mode.__exit__(None, None, None)
+
+    task.register_forward_pre_hook(enter)
+    task.register_forward_hook(leave, always_call=True)
 
 
-class _SynchronisedBatchNorm(TorchFunctionMode):
+class _SynchronizedBatchNorm(TorchFunctionMode):
     """Takes over every `F.batch_norm` that is to use the statistics of its batch."""
 
     def __torch_function__(
@@ -65,14 +69,14 @@ def _batch_norm(
     """`F.batch_norm` with the statistics of all processes."""
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    output, mean, variance, count = _Normalise.apply(input, weight, bias, eps)
+    output, mean, variance, count = _Normalize.apply(input, weight, bias, eps)
     if running_mean is not None and running_var is not None:
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
     return output
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
@@ -97,13 +101,13 @@ class _Normalise(torch.autograd.Function):
         x, weight, mean, inverse_std = ctx.saved_tensors
         over, shape = [dim for dim in range(x.ndim) if dim != 1], [1, -1, *[1] * (x.ndim - 2)]
         grad = grads[0].to(mean.dtype)
-        normalised = (x - mean.view(shape)) * inverse_std.view(shape)
-        sums = torch.stack([grad.sum(over), (grad * normalised).sum(over)])
+        normalized = (x - mean.view(shape)) * inverse_std.view(shape)
+        sums = torch.stack([grad.sum(over), (grad * normalized).sum(over)])
         # The weights' gradients stay this process's own: DDP averages them.
         grad_bias, grad_weight = sums.unbind()
         totals = sums.to(torch.float64, copy=True)
         dist.all_reduce(totals)
         mean_grad, mean_product = (totals / ctx.count).to(mean.dtype).unbind()
         scale = inverse_std if weight is None else inverse_std * weight
-        grad_x = (grad - mean_grad.view(shape) - normalised * mean_product.view(shape)) * scale.view(shape)
+        grad_x = (grad - mean_grad.view(shape) - normalized * mean_product.view(shape)) * scale.view(shape)
         return grad_x.to(x.dtype), None if weight is None else grad_weight, grad_bias if ctx.has_bias else None, None

@@ -1,62 +1,10 @@
-"""Tables for the terminal."""
+"""What the redundancy of models comes to, as a table and in words."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 from .pruning import Pruned
 from .redundancy import StageRedundancy
 from .stages import StageInfo
-
-
-def stage_table(stages: Sequence[StageInfo], sizes: Sequence[tuple[int, int]], samples: Sequence[int]) -> str:
-    """Describe the stages that MFD sees: index, module, channels, size, samples of a batch and their noise floor.
-
-    Args:
-        stages: The stages.
-        sizes: `(H, W)` of each stage.
-        samples: Effective samples of each stage in a batch of all processes.
-
-    Returns:
-        Lines of text.
-    """
-    rows = ["stage  module              channels  size     samples per batch  noise floor of r^2"]
-    for stage, (height, width), n in zip(stages, sizes, samples, strict=True):
-        size, floor = f"{height}x{width}", f"{1 / max(n - 1, 1):.2g}"
-        rows.append(f"{stage.index:>5}  {stage.module:<18}  {stage.channels:>8}  {size:<7}  {n:>17,}  {floor:>18}")
-    rows.append("noise floor: the mean r^2 of channels that have nothing to do with each other, in so few samples")
-    return "\n".join(rows)
-
-
-def losses_text(loss: float, criterion: float, mfd: float, digits: int) -> str:
-    """Return a loss and its parts in words; without MFD it has none.
-
-    Args:
-        loss: The whole loss.
-        criterion: Its part by the classification criterion.
-        mfd: Its part by MFD, weighted.
-        digits: After the point of the first two.
-    """
-    parts = f" = {criterion:.{digits}f} + MFD {mfd:.4f}" if mfd else ""
-    return f"loss {loss:.{digits}f}{parts}"
-
-
-def correlation_table(stages: Sequence[int], before: Sequence[float], after: Sequence[float], images: int) -> str:
-    """Set the mean |r| of every stage at the start and at the end of a training side by side, as Tables I and III do.
-
-    Args:
-        stages: Index of every stage.
-        before: Mean |r| of every stage with the weights that the training began with.
-        after: The same with those that it ended with.
-        images: Number of images behind the figures.
-
-    Returns:
-        Lines of text.
-    """
-    rows = [f"mean |r|   at the start   at the end of training (on {images:,} held-out images)"]
-    rows += [f"stage {s:<3} {b:>14.3f} {a:>12.3f}" for s, b, a in zip(stages, before, after, strict=True)]
-    if any(first == second for first, second in pairwise(before)):
-        rows.append("stages that are equal at the start: the blocks between them begin as identities")
-    return "\n".join(rows)
 
 
 def redundancy_table(

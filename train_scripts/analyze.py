@@ -35,14 +35,15 @@ from timm_mfd import create_model, forward_stages, save_pretrained
 from timm_mfd.atomic import new_folder
 from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, load_dataset, place, single_image
 from timm_mfd.figures import analysis_pictures
-from timm_mfd.launch import follow_launcher, one_line_errors, prepare_cpu, start_all_processes
+from timm_mfd.launch import one_line_errors, prepare_cpu, start_all_processes
 from timm_mfd.models import arguments_for
 from timm_mfd.page import write_page
 from timm_mfd.pruning import Pruned, SilentInputs, prune_silent
 from timm_mfd.redundancy import CORRELATION_IMAGES, StageRedundancy, measure_redundancy
-from timm_mfd.sources import accuracy_of, data_of, license_of, metrics_of, source_of, stages_of
+from timm_mfd.sources import data_of, license_of, source_of
 from timm_mfd.stages import StageInfo, stage_shapes
 from timm_mfd.tables import redundancy_table, removable_text
+from timm_mfd.training.run_folder import RunFolder
 
 SHOWN = 6  # images in the viewer of the page
 CAN_PRUNE = find_spec("torch_pruning") is not None
@@ -91,7 +92,6 @@ class Opened(NamedTuple):
 
 def main(args: Args) -> None:
     """Measure each model on the same images, then write tables, pictures and the page."""
-    follow_launcher()
     with one_line_errors(ValueError, OSError, ImageDecodeError):
         if not args.dataset and not args.image and (of_run := data_of(args.model)):
             given = {name: value for name in ("data_dir", "image_size") if (value := getattr(args, name)) is not None}
@@ -116,7 +116,9 @@ def main(args: Args) -> None:
             data = place(data, "auto", device, **shared)
         count = min(args.images, len((data or photo).test))
         kept, silent_stages = measurable(opened, (data or photo).image_size, count, device)
-        curves = {name: metrics_of(Path(name)) for name in names}  # if damaged, now rather than at the end
+        curves = {
+            name: run.metrics if (run := RunFolder.of(name)) else [] for name in names
+        }  # if damaged, now rather than at the end
         measured: dict[str, list[StageRedundancy]] = {}
         removable: dict[str, Pruned | str] = {}
         for name, one in opened.items():
@@ -317,11 +319,15 @@ def write(
         for place, called in enumerate(names)
     ]
     called = dict(zip(opened, short_names(list(opened)), strict=True))
-    trained_on = {name: stages_of(Path(name)) for name in opened}
+    finished = {name: run.summary for name in opened if (run := RunFolder.of(name)) and run.is_finished}
+    trained_on = {name: finished[name]["stages"] if name in finished else None for name in opened}
     drawn, seen, learned, numbers = (
         {called[name]: of[name] for name in of} for of in (measured, maps, curves, trained_on)
     )
-    facts = {name: fact for name in opened if (fact := accuracy_of(Path(name)))}
+    facts = {
+        name: f"top-1 {summary['top1']:.2f} % of {summary['count']:,} {summary['split']} images"
+        for name, summary in finished.items()
+    }
     with new_folder(args.output_dir) as new:
         (new / "redundancy.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         for ending in ("png", "svg"):  # the page takes the last

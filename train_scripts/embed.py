@@ -23,17 +23,16 @@ from pathlib import Path
 import evaluate
 import torch
 import tyro
-from publish import check_finished, compare, describe, table_row
+from publish import compare, open_run, table_row
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from timm_mfd import recipes, results
-from timm_mfd.atomic import replacing
+from timm_mfd.atomic import replacing, write_text
 from timm_mfd.data import ImageDecodeError
 from timm_mfd.launch import one_line_errors
 from timm_mfd.model_card import render_card
 from timm_mfd.models.saved import CONFIG, WEIGHTS, check_config, check_weights, identity, sha256_of
-from timm_mfd.run_dir import write_text
 
 LARGEST = 50_000_000  # bytes that everybody who installs the package has to carry
 FARTHEST = 0.5  # points that the rounding may change the accuracy by
@@ -63,10 +62,10 @@ class Args:
 def main(args: Args) -> None:
     """Round, measure, write, and show the row that makes the weights known."""
     with one_line_errors(ValueError, OSError, ImageDecodeError), tempfile.TemporaryDirectory() as scratch:
-        check_finished(args.run_dir)
+        run = open_run(args.run_dir)
         result = results.collect(args.run_dir)  # refuses what is no run of a recipe
         recipe, _ = recipes.find(result.recipe)
-        config = check_config(args.run_dir / "model")
+        config = check_config(run.model)
         name = f"{config['architecture']}.{recipe.dataset}"
         if recipe.id != f"{recipe.backbone}/{recipe.dataset}/softmax+mfd" or result.protocol != "paper":
             raise ValueError(
@@ -82,7 +81,7 @@ def main(args: Args) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
 
         new = Path(scratch)
-        original = load_file(check_weights(args.run_dir / "model" / WEIGHTS, config))
+        original = load_file(check_weights(run.model / WEIGHTS, config))
         save_file(rounded(original), new / WEIGHTS, {"timm_mfd": json.dumps(identity(config))})
         if (size := (new / WEIGHTS).stat().st_size) > LARGEST:
             raise ValueError(f"the weights of {name} take {size:,} bytes, more than {LARGEST:,}: too much to install")
@@ -95,15 +94,15 @@ def main(args: Args) -> None:
         if not abs(measured["top1"] - result.top1) <= FARTHEST:
             raise ValueError(
                 f"the rounded weights have a top-1 of {measured['top1']:.2f} %, the run says {result.top1:.2f} %: "
-                f"either {args.run_dir / 'model'} is not its model, or float16 does not do for it"
+                f"either {run.model} is not its model, or float16 does not do for it"
             )
 
-        described = describe(args.run_dir)
-        described["summary"] |= {key: measured[key] for key in ("top1", "top5")}
+        facts = run.facts
+        facts["summary"] = facts["summary"] | {key: measured[key] for key in ("top1", "top5")}
         # A tag has no names of classes: timm reads none from a table.
         plain = {key: value for key, value in config.items() if key != "label_names"}
-        comparison = compare(described["args"]["recipe"], args.results)
-        text = render_card(plain, measured["sha256"], described, tag=name, comparison=comparison)
+        comparison = compare(run.args["recipe"], args.results)
+        text = render_card(plain, measured["sha256"], facts, tag=name, comparison=comparison)
         write_text(card, text)
         write_text(accuracy, json.dumps(measured, indent=2) + "\n")
         with replacing(weights) as partial:  # last: what stands for them is there

@@ -24,11 +24,12 @@ import tyro
 from safetensors.torch import load_file
 
 from timm_mfd import create_model, push_to_hub, recipes, report, results
+from timm_mfd.atomic import replace_folder
 from timm_mfd.hub import FILES, check_folder, check_target, probe
 from timm_mfd.launch import one_line_errors
-from timm_mfd.model_card import LICENSES, PICTURES, render_card
+from timm_mfd.model_card import LICENSES, render_card
 from timm_mfd.models.saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, sha256_of
-from timm_mfd.run_dir import replace_folder
+from timm_mfd.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ def main(args: Args) -> None:
 
 def build(args: Args) -> Path:
     """Copy the run's model into `RUN/publish/`, with its pictures and the card for this repository."""
-    run, model = args.run_dir, args.run_dir / "model"
-    check_finished(run)
+    run = open_run(args.run_dir)
     license, usable = args.license.lower(), sorted(LICENSES - {"other"})  # which needs a name and a link
     if license not in usable:
         close = get_close_matches(license, usable, n=3)
@@ -88,30 +88,29 @@ def build(args: Args) -> Path:
         raise ValueError(f"--license {args.license} is none of the Hub's names; {hint}")
     if args.results != Args.results and not args.results.is_dir():
         raise ValueError(f"--results {args.results} is not a folder")
-    config = check_config(model)
-    check_weights(model / WEIGHTS, config)
-    described = describe(run)
-    folder = run / "publish"
+    config = check_config(run.model)
+    check_weights(run.model / WEIGHTS, config)
+    folder = run.publish
     others = [path.name for path in folder.iterdir() if path.name not in FILES] if folder.is_dir() else []
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()) or others:
         raise ValueError(f"{folder} is built anew, and holds {', '.join(others) or 'no folder'}; move that away first")
-    new = run / "publish.partial"
+    new = folder.with_name("publish.partial")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     for name in (WEIGHTS, CONFIG):
-        shutil.copyfile(model / name, new / name)
-    pictures = tuple(name for name in PICTURES if (run / name).is_file())
-    for name in pictures:
-        shutil.copyfile(run / name, new / name)
+        shutil.copyfile(run.model / name, new / name)
+    pictures = [run.curves] if run.curves.is_file() else []
+    for picture in pictures:
+        shutil.copyfile(picture, new / picture.name)
     try:
         card = render_card(
             config,
             sha256_of(new / WEIGHTS),
-            described,
+            run.facts,
             repo_id=args.repo_id,
             license=license,
-            comparison=compare(described["args"].get("recipe"), args.results),
-            pictures=pictures,
+            comparison=compare(run.args.get("recipe"), args.results),
+            pictures=tuple(picture.name for picture in pictures),
         )
     except KeyError as error:
         raise ValueError(f"--run-dir {run} is damaged: args.json or summary.json lacks {error}") from None
@@ -120,25 +119,17 @@ def build(args: Args) -> Path:
     return folder
 
 
-def check_finished(run: Path) -> None:
-    """Refuse a folder that is not a finished run."""
-    if not run.is_dir():
-        raise ValueError(f"--run-dir {run} does not exist or is not a folder")
-    if not (run / "summary.json").is_file():
-        raise ValueError(f"--run-dir {run} is not a finished run: summary.json is missing")
-
-
-def describe(run: Path) -> dict[str, Any]:
-    """Read how a run was trained, for its card."""
+def open_run(path: Path) -> RunFolder:
+    """Return a run after reading all that its card tells; what is no finished run is refused."""
+    run = RunFolder(path)
     try:
-        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8-sig").splitlines()]
-        return {
-            "args": json.loads((run / "args.json").read_text(encoding="utf-8-sig")),
-            "summary": json.loads((run / "summary.json").read_text(encoding="utf-8-sig")),
-            "seconds": sum(line["seconds"] for line in metrics),  # also of a run that was interrupted
-        }
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"--run-dir {run} is damaged: {error}") from None
+        run.check_finished()
+        _ = run.facts
+    except KeyError as error:
+        raise ValueError(f"--run-dir {run} is damaged: its metrics lack {error}") from None
+    except ValueError as error:
+        raise ValueError(f"--run-dir {error}") from None
+    return run
 
 
 def compare(recipe_name: str | None, folder: Path) -> dict[str, str] | None:

@@ -28,7 +28,7 @@ import tyro
 from tqdm import tqdm
 
 from timm_mfd import recipes, results
-from timm_mfd.atomic import replacing
+from timm_mfd.atomic import replacing, write_text
 from timm_mfd.data import FileImages, ImageDecodeError, load_dataset, place
 from timm_mfd.figures import accuracy_against_weight, ours_against_paper
 from timm_mfd.interruption import Stopped, StopSignals
@@ -36,8 +36,8 @@ from timm_mfd.launch import one_line_errors
 from timm_mfd.recipes import Recipe
 from timm_mfd.report import accuracy_tables, markdown, rows_of, short, spread, to_csv
 from timm_mfd.results import Result
-from timm_mfd.run_dir import BUSY, write_text
 from timm_mfd.scheduler import Job, run_jobs
+from timm_mfd.training.run_folder import BUSY, RunFolder
 
 TRAIN = Path(__file__).with_name("train.py")
 _SAVING = 60.0  # seconds that runs get to save themselves before a time limit
@@ -85,8 +85,8 @@ class Run:
 
     def epochs_done(self) -> int:
         """Return how many epochs the run folder has metrics of."""
-        with suppress(OSError):
-            return len((self.folder / "metrics.jsonl").read_text(encoding="utf-8-sig").splitlines())
+        with suppress(ValueError):
+            return len(RunFolder(self.folder).metrics)
         return 0
 
     def job(self, options: Sequence[str]) -> Job:
@@ -125,10 +125,10 @@ def list_runs(
         accuracy = spread([result.top1 for result in ours])
         states = [f"seeds {' '.join(str(result.seed) for result in ours)} done"] if ours else []
         slug = results.path_of(results_dir, recipe, protocol, 0).stem.removesuffix("0")
-        for args in sorted((runs_dir / protocol).glob(f"{slug}*/args.json")):
-            seed = args.parent.name.removeprefix(slug)
+        for folder in sorted((runs_dir / protocol).glob(f"{slug}*")):
+            seed = folder.name.removeprefix(slug)
             run = Run(recipe, protocol, int(seed) if seed.isdigit() else -1, runs_dir, results_dir)
-            if run.seed >= 0 and not run.result.exists():
+            if run.seed >= 0 and RunFolder(folder).is_begun and not run.result.exists():
                 states.append(f"seed {run.seed} at epoch {run.epochs_done()} of {run.epochs}")
         paper = "-" if recipe.accuracy is None else f"{recipe.accuracy:.2f}"
         state = ", ".join(states) or "not begun"

@@ -11,13 +11,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 import train
 from accelerate.state import AcceleratorState
 
-from timm_mfd import checkpoint, data, training
-from timm_mfd.run_dir import CHECKPOINT
+from timm_mfd import checkpoint, data
+from timm_mfd.training import run as run_module
+from timm_mfd.training import session
+from timm_mfd.training.run_folder import RunFolder
+
+CHECKPOINT = "checkpoint/state.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +58,7 @@ def uninterrupted(**kwargs):
 
 def at_step(monkeypatch, wanted, act):
     """Call `act` at the start of a step, counted over the run."""
-    real, steps = training.seed_step, []
+    real, steps = session.seed_step, []
 
     def seed_step(*position):
         steps.append(position)
@@ -63,7 +66,7 @@ def at_step(monkeypatch, wanted, act):
             act()
         real(*position)
 
-    monkeypatch.setattr(training, "seed_step", seed_step)
+    monkeypatch.setattr(session, "seed_step", seed_step)
     return steps
 
 
@@ -84,7 +87,7 @@ def test_a_signal_stops_between_two_steps_and_resuming_gives_the_same_bits(numbe
     assert len(steps) == step
     said = capsys.readouterr().err
     assert f"{number.name}: stopped in epoch {(step - 1) // 11 + 1} after step {(step - 1) % 11 + 1} of 11" in said
-    assert "go on with --resume cut" in said
+    assert "resume with --resume cut" in said
     assert not Path("cut/model").exists()
     steps = at_step(monkeypatch, -1, None)
     run("cut", resume="auto")
@@ -101,7 +104,7 @@ def test_a_run_stopped_many_times_and_resumed_by_path_gives_the_same_bits(monkey
             with pytest.raises(SystemExit):
                 run("cut", resume=resume)
         resume = "cut"
-    run(None, resume="cut/checkpoint")
+    run(None, resume="cut")
     assert outcome(Path("cut")) == whole
 
 
@@ -121,7 +124,7 @@ def test_a_signal_during_the_evaluation_loses_no_step(monkeypatch, capsys):
         with pytest.raises(SystemExit) as exit_:
             run("cut")
     assert exit_.value.code == 143
-    assert "SIGTERM: stopped while evaluating epoch 2; go on with --resume cut" in capsys.readouterr().err
+    assert "SIGTERM: stopped while evaluating epoch 2; resume with --resume cut" in capsys.readouterr().err
     steps = at_step(monkeypatch, -1, None)
     run("cut", resume="auto")
     assert len(steps) == 11
@@ -135,17 +138,46 @@ def test_the_state_is_written_as_often_as_asked(monkeypatch):
         checkpoint, "write", lambda path, tensors, record: written.append((record["epoch"], record["step"]))
         or real(path, tensors, record),
     )  # fmt: skip
-    run("seldom", epochs=2)
+    run("usually", epochs=2)
     assert written == [(0, 11), (1, 11)]
     written.clear()
     run("often", epochs=1, checkpoint_minutes=0.0)
     assert written == [(0, step) for step in range(1, 12)]
+    written.clear()
+    run("seldom", epochs=3, checkpoint_minutes=60.0)
+    assert written == [(2, 11)], "at the end, so that the export can be repeated"
+
+
+def test_a_signal_during_an_evaluation_whose_epoch_is_not_saved_is_met_in_the_next_step(monkeypatch):
+    whole = uninterrupted()
+    real = train.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate", lambda *args: send(signal.SIGTERM)() or real(*args))
+        with pytest.raises(SystemExit) as exit_:
+            run("cut", checkpoint_minutes=60.0)
+    assert exit_.value.code == 143
+    assert (checkpoint.read_record(Path("cut") / CHECKPOINT)["step"], len(RunFolder("cut").metrics)) == (1, 1)
+    run("cut", resume="auto", checkpoint_minutes=60.0)
+    assert outcome(Path("cut")) == whole
+
+
+def test_a_slim_run_leaves_no_state_and_says_what_would_have_kept_it(capsys):
+    run("slim", epochs=1, slim=True)
+    assert not (Path("slim") / CHECKPOINT).exists()
+    before = {path: path.read_bytes() for path in Path("slim").rglob("*") if path.is_file()}
+    run(None, epochs=1, resume="slim")
+    assert "slim is finished" in capsys.readouterr().out
+    assert train.parse(["--resume", "slim"]).model == "test_resnet"
+    for output_dir, epochs in (("slim", 2), ("other", 1), (None, 2)):
+        with pytest.raises(SystemExit, match="slim is finished, and --slim deleted its state; .* without --slim"):
+            run(output_dir, epochs=epochs, resume="slim", milestones=(1,))
+    assert {path: path.read_bytes() for path in Path("slim").rglob("*") if path.is_file()} == before
 
 
 def test_a_log_is_told_how_far_a_long_epoch_is(monkeypatch, capsys):
     run("short", epochs=1)
     assert "step" not in capsys.readouterr().err
-    monkeypatch.setattr(training, "SECONDS_PER_LINE", 0)
+    monkeypatch.setattr(session, "SECONDS_PER_LINE", 0)
     run("long", epochs=2)
     steps = re.findall(r"^epoch (\d), step (\d+) of 11, loss ([\d.]+) = ([\d.]+) \+ MFD ([\d.]+)$",
                        capsys.readouterr().err, re.MULTILINE)  # fmt: skip
@@ -162,7 +194,7 @@ def test_auto_begins_a_run_then_goes_on_with_it_and_knows_when_it_is_finished(mo
     (folder,) = Path("runs").iterdir()
     run(None, resume="auto")
     assert [*Path("runs").iterdir()] == [folder]
-    assert f"going on from {folder / CHECKPOINT} after epoch 1, step 5 of 11" in capsys.readouterr().out
+    assert f"resuming {folder} after epoch 1, step 5 of 11" in capsys.readouterr().out
     before = (folder / "summary.json").read_bytes()
     run(str(folder), resume="auto")
     assert f"{folder} is finished" in capsys.readouterr().out
@@ -240,45 +272,6 @@ def test_the_run_goes_on_from_the_last_good_state_as_if_nothing_had_happened(mon
     assert outcome(Path("cut")) == whole
 
 
-def test_a_bad_batch_can_be_left_out_without_a_trace_in_weights_or_statistics(monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        poison(patch, [2, 5])
-        run_dir = run(nan="skip", epochs=1)
-    line = json.loads((run_dir / "metrics.jsonl").read_text())
-    assert line["skipped_steps"] == 2
-    assert capsys.readouterr().err.count("not finite") == 2
-    # The same steps by hand, without the two.
-    train.set_seed(0)
-    model = timm.create_model("test_resnet", num_classes=10, drop_rate=0.5).to(memory_format=torch.channels_last)
-    task = train.MFDClassificationTask(model, verbose=False).train()
-    task.setup_ema(decay=0.9)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    loader = data.TrainLoader(data.load_dataset("digits"), 128, seed=0, device=torch.device("cpu"))
-    losses = []
-    for step, (images, labels) in enumerate(loader.epoch(0)):
-        if step not in (2, 5):
-            training.seed_step(0, 0, step, 0)
-            out = task(images, labels)
-            optimizer.zero_grad()
-            out["loss"].backward()
-            optimizer.step()
-            task.update_ema()
-            losses.append(out["loss"].item())
-    assert line["loss"] == pytest.approx(sum(losses) / 9, rel=1e-4)
-    saved = checkpoint.read(run_dir / CHECKPOINT).tensors
-    for name, value in checkpoint.tensors_of(task, optimizer).items():
-        torch.testing.assert_close(saved[name], value, rtol=1e-3, atol=1e-5, msg=name)
-
-
-def test_leaving_out_gives_up_when_nothing_but_bad_batches_come(monkeypatch):
-    poison(monkeypatch, range(11))
-    with pytest.raises(
-        SystemExit,
-        match="after step 10 of epoch 1: the loss or gradient of 10 steps in a row; .* --lr$",
-    ):
-        run(nan="skip", checkpoint_minutes=0.0)
-
-
 def test_weights_that_are_not_finite_are_never_saved(monkeypatch):
     """The loss is finite, its gradient is not."""
     real = train.MFDClassificationTask.forward
@@ -328,7 +321,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_step_and_keeps_the_last_checkp
             run("cut", checkpoint_minutes=0.0)
     said = capsys.readouterr().err
     assert said.count("No space left on device; the previous one is kept, and training goes on") == 3
-    assert "go on with --resume cut, with an older checkpoint" in said
+    assert "resume with --resume cut, with an older checkpoint" in said
     assert checkpoint.read(Path("cut") / CHECKPOINT).record["step"] == 3
     run("cut", resume="auto", checkpoint_minutes=0.0)
     assert outcome(Path("cut")) == whole
@@ -370,14 +363,14 @@ def test_a_run_goes_on_under_its_own_arguments_unless_others_are_given(monkeypat
         with pytest.raises(SystemExit):
             run("cut", resume="auto")
     first = json.loads(Path("cut/args.json").read_text())
-    args = train.parse(["--resume", "cut", "--nan", "skip", "--workers", "0"])
+    args = train.parse(["--resume", "cut", "--checkpoint-minutes", "9", "--workers", "0"])
     assert (args.model, args.lr, args.ema_decay, args.output_dir) == ("test_resnet", 0.05, 0.9, None)
     AcceleratorState._reset_state(reset_partial_state=True)
     train.main(args)
-    assert "note: --workers 0 (was 2), --nan skip (was stop)" in capsys.readouterr().out
+    assert "note: --workers 0 (was 2), --checkpoint-minutes 9.0 (was None)" in capsys.readouterr().out
     assert outcome(Path("cut")) == whole
     args = json.loads(Path("cut/args.json").read_text())
-    assert (args["nan"], args["history"]) == ("skip", [first])
+    assert (args["checkpoint_minutes"], args["history"]) == (9.0, [first])
     assert train.parse(["--resume", "auto", "--output-dir", "new", "--lr", "0.3"]).lr == 0.3, "nothing to go on with"
 
 
@@ -392,8 +385,8 @@ def test_a_run_that_failed_before_its_first_checkpoint_begins_again_with_auto():
 
 
 def test_too_little_space_is_said_before_the_first_step(monkeypatch, capsys):
-    usage = train.shutil.disk_usage(".")
-    monkeypatch.setattr(train.shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    usage = run_module.shutil.disk_usage(".")
+    monkeypatch.setattr(run_module.shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
     run_dir = run(epochs=1)
     (warning,) = re.findall("warning: (the run needs about .*)", capsys.readouterr().out)
     assert warning.endswith("MiB in run, 1 MiB are free")
@@ -406,10 +399,10 @@ def test_a_disk_that_is_full_at_the_end_is_one_line_and_the_export_can_be_repeat
     whole = uninterrupted(epochs=1)
 
     def full(*_args, **_kwargs):
-        raise train.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise run_module.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "save_pretrained", full)
+        patch.setattr(run_module, "save_pretrained", full)
         with pytest.raises(
             SystemExit, match="cannot write the model: .*No space left on device .*once it can be, --resume cut"
         ):

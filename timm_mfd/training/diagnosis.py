@@ -1,89 +1,46 @@
-"""What keeps a run from going wrong in silence: losses that are no numbers, and models that learned nothing."""
+"""What a run says of itself in words: its stages, what is doubtful about it, and what it came to."""
 
-import math
-from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
-from .stages import StageInfo
+from ..stages import StageInfo
 
 _SIZEABLE = 0.03  # of an MFD loss between 0 and 1 per stage; trained stages of the paper's networks reach 0.01 to 0.1
 
 
-class BadStep(NamedTuple):
-    """A training step whose loss is not finite.
+def stage_table(stages: Sequence[StageInfo], sizes: Sequence[tuple[int, int]], samples: Sequence[int]) -> str:
+    """Describe the stages that MFD sees: index, module, channels, size, samples of a batch and their noise floor.
 
-    Attributes:
-        step: Number of the step in its epoch.
-        criterion: Its classification loss.
-        per_stage: Its MFD loss of each stage, empty where it is not computed.
+    Args:
+        stages: The stages.
+        sizes: `(H, W)` of each stage.
+        samples: Effective samples of each stage in a batch of all processes.
+
+    Returns:
+        Lines of text.
     """
-
-    step: int
-    criterion: float
-    per_stage: list[float]
-
-    def culprits(self, stages: Sequence[int]) -> str:
-        """Name the parts of the loss that are not finite, in the order of the network.
-
-        Args:
-            stages: Index of each stage.
-        """
-        parts = [(f"the MFD loss of stage {s}", value) for s, value in zip(stages, self.per_stage, strict=False)]
-        parts.append(("the criterion", self.criterion))
-        return ", ".join(f"{name} ({value})" for name, value in parts if not math.isfinite(value)) or "the sum of all"
+    rows = ["stage  module              channels  size     samples per batch  noise floor of r^2"]
+    for stage, (height, width), n in zip(stages, sizes, samples, strict=True):
+        size, floor = f"{height}x{width}", f"{1 / max(n - 1, 1):.2g}"
+        rows.append(f"{stage.index:>5}  {stage.module:<18}  {stage.channels:>8}  {size:<7}  {n:>17,}  {floor:>18}")
+    rows.append("noise floor: the mean r^2 of channels that have nothing to do with each other, in so few samples")
+    return "\n".join(rows)
 
 
-class LossGuard:
-    """Look at the loss of every step without holding up an accelerator: there a number is read one step later."""
+def losses_text(loss: float, criterion: float, mfd: float, digits: int) -> str:
+    """Return a loss and its parts in words; without MFD it has none.
 
-    def __init__(self) -> None:
-        self._pending: deque[tuple[int, Tensor, Any]] = deque()
-
-    def watch(self, step: int, loss: Tensor, criterion: Tensor, per_stage: Tensor) -> None:
-        """Hand over the numbers of a step.
-
-        Args:
-            step: Number of the step.
-            loss: Scalar.
-            criterion: Scalar.
-            per_stage: `[S]`; empty where it is not computed.
-        """
-        numbers = torch.cat([torch.stack([loss, criterion]).detach(), per_stage.detach()])
-        copied = None
-        if numbers.device.type == "cuda":
-            numbers, copied = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
-            copied.record()
-        self._pending.append((step, numbers, copied))
-
-    def bad_step(self, wait: bool = False) -> BadStep | None:
-        """Return the first step whose loss is not finite.
-
-        Args:
-            wait: Also read the newest step, which may stall an accelerator.
-        """
-        while self._pending:
-            step, numbers, copied = self._pending[0]
-            if not wait and copied is not None and len(self._pending) == 1:
-                return None
-            if copied is not None:
-                copied.synchronize()
-            loss, criterion, *per_stage = numbers.tolist()
-            self._pending.popleft()
-            if not math.isfinite(loss):
-                return BadStep(step, criterion, per_stage)
-        return None
-
-
-@torch.no_grad()
-def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Return whether no floating-point tensor holds NaN or infinity."""
-    floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    return bool(get_total_norm(floating, math.inf).isfinite())  # of squares, a finite sum could overflow
+    Args:
+        loss: The whole loss.
+        criterion: Its part by the classification criterion.
+        mfd: Its part by MFD, weighted.
+        digits: After the point of the first two.
+    """
+    parts = f" = {criterion:.{digits}f} + MFD {mfd:.4f}" if mfd else ""
+    return f"loss {loss:.{digits}f}{parts}"
 
 
 def sample_warnings(stages: Sequence[StageInfo], samples: Sequence[int]) -> list[str]:
@@ -172,3 +129,22 @@ def verdicts(
             f"{losses[-1]:.4g} in the last one; try a lower --lr"
         )
     return found
+
+
+def correlation_table(stages: Sequence[int], before: Sequence[float], after: Sequence[float], images: int) -> str:
+    """Set the mean |r| of every stage at the start and at the end of a training side by side, as Tables I and III do.
+
+    Args:
+        stages: Index of every stage.
+        before: Mean |r| of every stage with the weights that the training began with.
+        after: The same with those that it ended with.
+        images: Number of images behind the figures.
+
+    Returns:
+        Lines of text.
+    """
+    rows = [f"mean |r|   at the start   at the end of training (on {images:,} held-out images)"]
+    rows += [f"stage {s:<3} {b:>14.3f} {a:>12.3f}" for s, b, a in zip(stages, before, after, strict=True)]
+    if any(first == second for first, second in pairwise(before)):
+        rows.append("stages that are equal at the start: the blocks between them begin as identities")
+    return "\n".join(rows)
