@@ -81,6 +81,7 @@ def test_a_run_folder_brings_its_curves(models, tmp_path, monkeypatch):
     for others in ("correlation_by_stage", "correlation_distribution", "correlation_heat_maps", "feature_maps"):
         monkeypatch.setattr(f"timm_mfd.figures.analysis.{others}", empty_picture)
     line = {"epoch": 1, "top1": 50, "top5": 90, "criterion_loss": 1.0, "mfd_loss": 0.1, "mfd_per_stage": [0.5, 0.4]}
+    (tmp_path / "run" / "args.json").write_text("{}")
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     out = tmp_path / "out"
     analyze.main(analyze.Args(model=models[1], compare=models[0], dataset="digits", output_dir=out, images=9))
@@ -95,7 +96,7 @@ def test_a_run_folder_brings_its_curves(models, tmp_path, monkeypatch):
     assert "<!-- stage 7 -->" in svg
     assert "<!-- stage 9 -->" in svg
     (tmp_path / "run" / "metrics.jsonl").write_text('{"epoch": 1')
-    with pytest.raises(SystemExit, match=r"metrics.jsonl is damaged; mend or remove it"):
+    with pytest.raises(SystemExit, match=r"run/metrics.jsonl is damaged .*; fix or delete it"):
         analyze.main(analyze.Args(model=models[0], dataset="digits", output_dir=tmp_path / "third", images=9))
     assert f'alt="Training of {models[0]}"' in (out / "report.html").read_text()
 

@@ -17,7 +17,9 @@ from timm_mfd.arguments import Args
 from timm_mfd.criteria import AMSoftmaxLoss, ArcFaceLoss, CenterLoss
 from timm_mfd.models import paper_stem
 from timm_mfd.recipes import PAPER_RECIPES, find, select
+from timm_mfd.redundancy import CORRELATION_IMAGES
 from timm_mfd.stages import stage_shapes
+from timm_mfd.training.run import Run
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper.txt"
 OWN_RECIPES = [recipe for table in ("eq6", "weights") for recipe in select(table)]
@@ -158,8 +160,8 @@ def test_every_recipe_trains_on_its_data_set(recipe, official_datasets, tmp_path
     AcceleratorState._reset_state(reset_partial_state=True)
     # A checkpoint and an export of 100 MB each, 42 times, and correlations, are another test's matter.
     monkeypatch.setattr("timm_mfd.checkpoint.write", lambda *_: None)
-    monkeypatch.setattr(train, "export", lambda *_: None)
-    monkeypatch.setattr(train, "stage_correlations", lambda *_: [0.0] * 5)
+    monkeypatch.setattr(Run, "finish", lambda *_: None)
+    monkeypatch.setattr(Run, "correlations", lambda *_: [0.0] * 5)
     words = ["--recipe", recipe.id, "--epochs", "1", "--batch-size", "6", "--workers", "0"]
     args = train.parse([*words, "--data-dir", str(official_datasets), "--output-dir", str(tmp_path / "run")])
     assert args == replace(
@@ -228,7 +230,7 @@ def test_open_choices_name_the_values_that_are_used():
     center = CenterLoss(2, 2)
     assert f"lambda {center.weight:g} and alpha {center.rate:g}" in choices["Center Loss"]
     assert f"first {IDENTITIES} of" in choices["FaceScrub"]
-    assert f"on {train.CORRELATION_IMAGES:,} held-out" in choices["Tables I and III"]
+    assert f"on {CORRELATION_IMAGES:,} held-out" in choices["Tables I and III"]
 
 
 def test_files_of_results_have_names_of_their_own():

@@ -212,7 +212,7 @@ def test_a_time_limit_stops_cleanly_and_the_same_command_goes_on(stand_in, later
     monkeypatch.delenv("WHEN_TOLD")
     reproduce.run(seeds=1, **DIGITS)
     assert results.read_all(fast / TRIALS) == both
-    assert "resuming " in log_of(fast)
+    assert "going on from" in log_of(fast)
 
 
 def test_a_run_that_does_not_stop_is_killed_at_the_time_limit(stand_in, later, monkeypatch):

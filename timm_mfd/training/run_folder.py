@@ -103,7 +103,7 @@ class RunFolder:
         except FileNotFoundError:
             return []
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}); mend or remove it") from None
+            raise ValueError(f"{path} is damaged ({error}); fix or delete it") from None
 
     @property
     def facts(self) -> dict[str, Any]:
