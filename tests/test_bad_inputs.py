@@ -19,7 +19,7 @@ from timm.models import save_for_hf
 
 from timm_mfd import checkpoint
 from timm_mfd.arguments import Args
-from timm_mfd.data import place
+from timm_mfd.data import load_dataset, place
 
 pytestmark = pytest.mark.usefixtures("runs_here")
 BASE = Args(model="test_resnet", epochs=1, batch_size=479, lr=0.01, output_dir="run", workers=0)
@@ -317,7 +317,7 @@ WORKS = {
 @pytest.mark.parametrize(("make", "name", "pixels"), WORKS.values(), ids=WORKS.keys())
 def test_unusual_images_have_the_pixels_a_viewer_shows(make, name, pixels, folder_dataset):
     make(folder_dataset / "train" / "bee" / name)
-    data = train.load_dataset("folder", folder_dataset)
+    data = load_dataset("folder", folder_dataset)
     index = [os.path.basename(path) for path in data.train.paths].index(name)
     assert np.abs(data.train[index].numpy().astype(int) - pixels.astype(int)).max() <= 2
 
@@ -333,7 +333,7 @@ def test_unusual_images_train_with_the_pixels_a_viewer_shows(loader, folder_data
     )
     train.main(replace(BASE, **FOLDER, loader=loader))
     assert json.loads(Path("run/summary.json").read_text())["count"] == 12
-    files = [os.path.basename(path) for path in train.load_dataset("folder", folder_dataset).train.paths]
+    files = [os.path.basename(path) for path in load_dataset("folder", folder_dataset).train.paths]
     for number, (_, name, pixels) in enumerate(WORKS.values()):
         seen = trained_on[0].train[files.index(f"{number} {name}")]
         assert np.abs(seen.numpy().astype(int) - pixels.astype(int)).max() <= 2, name
@@ -350,7 +350,7 @@ def test_links_to_images_and_folders_elsewhere_work(folder_dataset, tmp_path):
     (folder_dataset / "train" / "bee").rename(tmp_path / "elsewhere")
     (folder_dataset / "train" / "bee").symlink_to(tmp_path / "elsewhere")
     (folder_dataset / "train" / "ant" / "x.png").symlink_to(tmp_path / "elsewhere" / "0.png")
-    data = train.load_dataset("folder", folder_dataset)
+    data = load_dataset("folder", folder_dataset)
     assert len(data.train) == 25
 
 

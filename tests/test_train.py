@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from processes import start_ranks
 
 import timm_mfd
+from timm_mfd.data import load_dataset
 from timm_mfd.figures import training_curves
 
 SCRIPT = Path(train.__file__)
@@ -74,7 +75,7 @@ def test_a_run_leaves_the_promised_folder_and_a_model_that_loads(folder_dataset,
     assert len(summary["mean_abs_correlation"]["before"]) == len(summary["mean_abs_correlation"]["after"]) == 5
 
     loaded = timm.create_model(f"local-dir:{run_dir}/model", pretrained=True).eval()
-    data = train.load_dataset("folder", folder_dataset)
+    data = load_dataset("folder", folder_dataset)
     hits = 0
     for images, labels in train.EvalLoader(data, 4, device=torch.device("cpu")):
         hits += int((loaded(images).argmax(1) == labels).sum())
@@ -137,7 +138,7 @@ def test_optimizer_settings_reach_the_weights(folder_dataset):
     torch.manual_seed(0)
     train.set_seed(0)
     model = timm.create_model("test_resnet", num_classes=3).to(memory_format=torch.channels_last).train()
-    data = train.load_dataset("folder", folder_dataset)
+    data = load_dataset("folder", folder_dataset)
     velocity = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for images, labels in train.TrainLoader(data, 8, seed=0, device=torch.device("cpu")).epoch(0):
         out = timm_mfd.forward_stages(model, images)
@@ -240,7 +241,7 @@ def test_the_reported_accuracy_is_that_of_the_saved_model_with_two_processes(tmp
     summary = json.loads(Path("run/summary.json").read_text())
     model = timm.create_model("local-dir:run/model", pretrained=True).eval().to(memory_format=torch.channels_last)
     with torch.no_grad():
-        loader = train.EvalLoader(train.load_dataset("digits"), 256, device=torch.device("cpu"))
+        loader = train.EvalLoader(load_dataset("digits"), 256, device=torch.device("cpu"))
         hits = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in loader)
     assert summary["top1"] == pytest.approx(100 * hits / 360)
 
@@ -255,7 +256,7 @@ def test_an_exported_arcface_model_answers_as_the_training_head_on_all_test_imag
     head = tasks[0].eval()
     answers, hits = set(), 0
     with torch.no_grad():
-        for images, labels in train.EvalLoader(train.load_dataset("digits"), 256, device=torch.device("cpu")):
+        for images, labels in train.EvalLoader(load_dataset("digits"), 256, device=torch.device("cpu")):
             trained, folded = head(images, labels)["output"].argmax(1), loaded(images).argmax(1)
             assert torch.equal(trained, folded)
             answers |= set(trained.tolist())

@@ -4,10 +4,19 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any, Literal
+
+from timm.optim import list_optimizers
 
 from .criteria import CriterionName
 from .training.run_folder import RunFolder
+
+_WARMUP_LR = 1e-5
+# What cannot be resumed to the bit from its tensors and counters, or needs more than a gradient.
+_NO_OPTIMIZER = {"adahessian": "it needs second derivatives"} | dict.fromkeys(
+    ("kron", "kronc", "kronw"), "it draws random numbers of its own, which no checkpoint holds"
+)
 
 
 @dataclass(frozen=True)
@@ -52,15 +61,35 @@ class Args:
     """Passes over the training images (the paper: 100)."""
     batch_size: int = 128
     """Images per step over all processes."""
+    accumulate: int = 1
+    """Parts in which the batch of a step passes the network, where memory is short. Batch norm, MFD and mixing see a
+    part at a time."""
+    opt: str = "paper"
+    """paper: SGD with momentum 0.9, without Nesterov, with weight decay on all parameters; or an optimizer of timm,
+    such as adamw, without weight decay on norms and biases."""
     lr: float = 0.1
-    """Learning rate of SGD with momentum 0.9."""
+    """Learning rate; the default is the paper's, for SGD."""
+    layer_decay: float | None = None
+    """For an optimizer of timm: factor of the learning rate from each layer to the one below it."""
+    schedule: Literal["step", "cosine"] = "step"
+    """step: the learning rate drops at --milestones; cosine: it falls to 0 along half a cosine, in every step."""
+    warmup_epochs: int = 0
+    """Epochs in which the learning rate first rises from 1e-5, in every step."""
     milestones: tuple[int, ...] | None = None
     """Epochs after which the learning rate drops to a tenth. Default: 30, 60 and 90 % of the epochs, or those of
     the recipe, whatever --epochs says beside it."""
     lr_decay: float = 0.1
     """Factor of the learning rate at each milestone."""
     weight_decay: float = 5e-4
-    """Weight decay of all parameters."""
+    """Weight decay."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient of all parameters; longer ones are scaled down to it."""
+    drop_path: float = 0.0
+    """Probability of leaving out the last residual block of a network that supports it (stochastic depth)."""
+    mixup: float = 0.0
+    """Alpha of MixUp; 0 is off."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 is off."""
     ema_decay: float = 0.0
     """Decay per step of a moving average of the weights, which is then evaluated and saved; 0 is off."""
     seed: int = 0
@@ -103,10 +132,18 @@ class Args:
         protocol = (self.recipe or "").partition("@")[2]
         return "-".join(part for part in (self.model, self.dataset, loss, protocol, f"seed{self.seed}") if part)
 
-    def learning_rate(self, epoch: int) -> float:
-        """Return the learning rate of an epoch, counted from 0."""
+    def learning_rate(self, position: float) -> float:
+        """Return the learning rate of a step, as timm's schedulers have it.
+
+        Args:
+            position: Epochs before the step, whole ones and the part of the one that it is in.
+        """
+        if position < self.warmup_epochs:
+            return _WARMUP_LR + position * (self.lr - _WARMUP_LR) / self.warmup_epochs
+        if self.schedule == "cosine":
+            return 0.5 * self.lr * (1 + math.cos(math.pi * position / self.epochs))
         # Divided, not multiplied: 0.1 / 10 is 0.01 to the last bit.
-        return self.lr / (1 / self.lr_decay) ** sum(milestone <= epoch for milestone in self.milestones or ())
+        return self.lr / (1 / self.lr_decay) ** sum(milestone <= position for milestone in self.milestones or ())
 
     def checked(self) -> "Args":
         """Fill in the default milestones, and refuse what cannot train.
@@ -128,6 +165,7 @@ class Args:
             raise ValueError(f"--seed must be in [0, 2^32), not {self.seed}")
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"--lr-decay must be in (0, 1], not {self.lr_decay}")
+        self._check_recipe_of_today()
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema-decay must be in [0, 1), not {self.ema_decay}")
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes >= 0:
@@ -138,6 +176,8 @@ class Args:
             raise ValueError(f"--tracker {self.tracker} is not installed; pip install {self.tracker}")
         if self.resume is None:
             RunFolder.check_new(self.output_dir)
+        if self.schedule == "cosine":
+            return self
         if self.milestones is None:
             parts = {max(1, round(self.epochs * part)) for part in (0.3, 0.6, 0.9)}
             return replace(self, milestones=tuple(sorted(parts)))
@@ -145,6 +185,32 @@ class Args:
             given = " ".join(map(str, self.milestones))
             raise ValueError(f"--milestones must be increasing epochs above 0, not {given}")
         return self
+
+    def _check_recipe_of_today(self) -> None:
+        """Refuse what the optimizers, schedules and augmentations of timm would not do."""
+        if self.opt != "paper" and self.opt not in (known := list_optimizers()):
+            close = get_close_matches(self.opt, ["paper", *known], n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else "timm.optim.list_optimizers() names all"
+            raise ValueError(f"--opt {self.opt} is unknown; {hint}")
+        if self.opt in _NO_OPTIMIZER:
+            raise ValueError(f"--opt {self.opt} cannot be used: {_NO_OPTIMIZER[self.opt]}; choose another one")
+        if self.layer_decay is not None and (self.opt == "paper" or not 0 < self.layer_decay <= 1):
+            raise ValueError(f"--layer-decay {self.layer_decay} must be in (0, 1], and needs an --opt of timm")
+        if self.schedule == "cosine" and self.milestones is not None:
+            raise ValueError("--milestones belong to --schedule step; leave them out with cosine")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(f"--warmup-epochs {self.warmup_epochs} must be from 0 to less than --epochs {self.epochs}")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise ValueError(f"--clip-grad must be above 0, not {self.clip_grad}")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"--drop-path must be in [0, 1), not {self.drop_path}")
+        for flag, alpha in (("--mixup", self.mixup), ("--cutmix", self.cutmix)):
+            if not (math.isfinite(alpha) and alpha >= 0):
+                raise ValueError(f"{flag} must be a finite number from 0, not {alpha}")
+            if alpha and self.criterion != "softmax":
+                raise ValueError(f"{flag} {alpha:g} mixes labels, which --criterion {self.criterion} cannot take")
 
     @classmethod
     def of_run(cls, before: Mapping[str, Any]) -> "Args":

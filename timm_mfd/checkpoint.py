@@ -5,8 +5,9 @@ Everything that a run draws at random is a function of (seed, epoch, step, proce
 """
 
 import json
+import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,9 +123,13 @@ def tensors_of(task: TrainingTask, optimizer: torch.optim.Optimizer) -> dict[str
         Tensors under names that do not depend on compilation or distribution.
     """
     tensors = _task_tensors(task)
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items() if value is not None}
+    _pack(optimizer.state_dict(), "optimizer", tensors)
     return tensors
+
+
+def values_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what an optimizer keeps beside its tensors, such as counters, also in its groups, as JSON holds it."""
+    return _pack(optimizer.state_dict(), "optimizer", {})
 
 
 def _task_tensors(task: TrainingTask) -> dict[str, Tensor]:
@@ -139,13 +144,19 @@ def disk_space(task: TrainingTask) -> int:
     return 2 * (state + weights) + weights
 
 
-def restore(task: TrainingTask, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def restore(
+    task: TrainingTask,
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Any] | None = None,
+) -> None:
     """Put the tensors of a checkpoint back where `tensors_of` found them.
 
     Args:
         task: A task like the one they were taken from, with its moving average set up if there was one.
         optimizer: A new optimizer over its parameters.
         tensors: The tensors; names without a slash are not theirs.
+        values: What `values_of` returned. Default: every tensor of the optimizer is as its parameter.
 
     Raises:
         ValueError: If they belong to another model; nothing is changed then.
@@ -155,28 +166,75 @@ def restore(task: TrainingTask, optimizer: torch.optim.Optimizer, tensors: Mappi
     for name, tensor in tensors.items():
         entry, _, rest = name.partition("/")
         entries.setdefault(entry, {})[rest] = tensor
+    of_optimizer = entries.pop("optimizer", {})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in entries.pop("optimizer", {}).items():
-        index, _, key = name.partition("/")
-        state.setdefault(int(index), {})[key] = value
-
-    expected = {name: tuple(tensor.shape) for name, tensor in tensors_of(task, optimizer).items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.startswith("optimizer/")}
+    expected = {name: tuple(tensor.shape) for name, tensor in _task_tensors(task).items()}
+    found = {f"{entry}/{name}": tuple(tensor.shape) for entry in entries for name, tensor in entries[entry].items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    wrong += [f"optimizer/{number}" for number in state if number >= len(parameters)]
+    state = values["state"] if values else _as_parameters(of_optimizer, parameters)
+    wrong += [f"optimizer/{number}" for number in state if int(number) >= len(parameters)]
     if wrong:
         there, here = (shapes.get(wrong[0], "missing") for shapes in (found, expected))
         raise ValueError(f"the checkpoint is of another model: {wrong[0]} is {there} there and {here} here")
     task.load_checkpoint_state(entries["state_dict"], entries.get("task_state"))
     if task.has_ema():
         task.load_checkpoint_state(entries["state_dict_ema"], entries.get("task_state_ema"), ema=True)
-    for number, values in state.items():
-        # In the memory format of the parameter, so that the update stays one fused pass.
-        like = parameters[number]
-        for key, value in values.items():
-            values[key] = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # Not by `load_state_dict`, which would give every tensor the dtype of its parameter.
+    for number, value in state.items():
+        optimizer.state[parameters[int(number)]] = _unpack(value, tensors, parameters[int(number)])
+    for group, saved in zip(optimizer.param_groups, values["param_groups"] if values else (), strict=False):
+        kept = {key: value for key, value in saved.items() if key not in _NOT_OF_THE_RUN}
+        group.update(_unpack(kept, tensors, group["params"][0]))
+
+
+_NOT_OF_THE_RUN = ("params", "fused", "foreach", "capturable", "differentiable")  # but of the device
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Put the tensors in a value aside, each under a name, and return the rest as JSON holds it."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
+        return {"tensor": name, "on_cpu": value.device.type == "cpu", "channels_last": last}
+    if isinstance(value, Mapping):
+        names = {key: f"{name}/{key}".replace("optimizer/state/", "optimizer/") for key in value}
+        return {str(key): _pack(part, names[key], tensors) for key, part in value.items() if _is_packable(part)}
+    if isinstance(value, list | tuple):
+        parts = [_pack(part, f"{name}/{index}", tensors) for index, part in enumerate(value)]
+        return {"tuple": parts} if isinstance(value, tuple) else parts
+    return value
+
+
+def _is_packable(value: Any) -> bool:
+    """Whether JSON holds it; functions, dtypes and infinities in a group are arguments, which are there again."""
+    return isinstance(value, Tensor | Mapping | list | tuple | str | int | None) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor], parameter: Tensor) -> Any:
+    """Return what `_pack` was given; on the device of the parameter what lay on an accelerator."""
+    if isinstance(value, Mapping) and "tuple" in value:
+        return tuple(_unpack(part, tensors, parameter) for part in value["tuple"])
+    if isinstance(value, Mapping) and "tensor" in value:
+        found = tensors[value["tensor"]]
+        layout = torch.channels_last if value["channels_last"] else torch.contiguous_format
+        return found.to(found.device if value["on_cpu"] else parameter.device, copy=True, memory_format=layout)
+    if isinstance(value, Mapping):
+        return {key: _unpack(part, tensors, parameter) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_unpack(part, tensors, parameter) for part in value]
+    return value
+
+
+def _as_parameters(tensors: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> dict[str, dict[str, Any]]:
+    """Return the state of a checkpoint of an earlier version, which kept tensors only."""
+    state: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition("/")
+        last = tensor.ndim == 4 and parameters[int(index)].is_contiguous(memory_format=torch.channels_last)
+        state.setdefault(index, {})[key] = {"tensor": f"optimizer/{name}", "on_cpu": False, "channels_last": last}
+    return state
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> int:

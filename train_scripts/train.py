@@ -25,13 +25,16 @@ from torch import nn
 from timm_mfd import MFDClassificationTask, MFDLoss, checkpoint, create_model, recipes
 from timm_mfd.arguments import Args
 from timm_mfd.criteria import create_criterion
-from timm_mfd.data import EvalLoader, ImageDecodeError, TrainLoader, load_dataset, place
+from timm_mfd.data import EvalLoader, ImageDecodeError, TrainLoader, place
+from timm_mfd.data.mixing import Mixing
 from timm_mfd.evaluation import evaluate
 from timm_mfd.launch import one_line_errors, start_all_processes
 from timm_mfd.models import arguments_for
 from timm_mfd.sources import source_of
 from timm_mfd.stages import stage_shapes
 from timm_mfd.sync_batch_norm import synchronize_batch_norm
+from timm_mfd.training.optimizer import create_optimizer, set_learning_rate
+from timm_mfd.training.preprocessing import load_data
 from timm_mfd.training.run import Run
 from timm_mfd.training.run_folder import RunFolder
 from timm_mfd.training.session import Session
@@ -43,9 +46,7 @@ def main(args: Args) -> None:
     with one_line_errors(ValueError, OSError):  # all that can be wrong is found before anything is written
         # 1. What was asked for, on which data and devices, and what is resumed, if anything.
         args = replace(args, model=source_of(args.model)).checked()
-        data = load_dataset(
-            args.dataset, args.data_dir, args.image_size, cache_dir=args.cache_dir, workers=args.workers
-        )
+        args, data, preprocessing = load_data(args)
         accelerator = start(args)
         device = accelerator.device
         model_arguments = arguments_for(args.model, data.image_size, None if args.stem == "auto" else args.stem)
@@ -58,17 +59,15 @@ def main(args: Args) -> None:
         # 2. A plain timm model; around it the task, whose forward reads the stages and adds the loss. Every process
         #    starts from the same weights.
         set_seed(args.seed)
+        if args.drop_path:
+            model_arguments["drop_path_rate"] = args.drop_path
         model = create_model(args.model, args.pretrained, num_classes=data.num_classes, **model_arguments)
         model = model.to(device, memory_format=torch.channels_last)
         shapes = stage_shapes(model, torch.zeros(1, 3, *data.image_size, device=device), args.stages)
         task = build_task(args, model, device)
         if args.sync_batch_norm:
             synchronize_batch_norm(task)  # so that N processes train as one
-        # One kernel for all parameters on a GPU; on a CPU its last bits would differ from those of runs before.
-        fused = {"fused": True} if device.type == "cuda" else {}
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=args.lr, momentum=0.9, weight_decay=args.weight_decay, **fused
-        )
+        optimizer = create_optimizer(args, model)
         if args.ema_decay:
             task.setup_ema(decay=args.ema_decay)
         run.restore(task, optimizer)  # nothing to do for a new run
@@ -80,10 +79,12 @@ def main(args: Args) -> None:
         shard = {"rank": accelerator.process_index, "processes": accelerator.num_processes, "device": device}
         train_loader = TrainLoader(data, args.batch_size, seed=args.seed, workers=args.workers, **shard)
         test_loader = EvalLoader(data, 256, workers=args.workers, **shard)
-        run.begin(task, shapes, train_loader)  # makes the folder, says what is going to be done
+        mixing = Mixing(data.num_classes, mixup=args.mixup, cutmix=args.cutmix, seed=args.seed)
+        run.begin(task, shapes, train_loader, preprocessing)  # makes the folder, says what is going to be done
 
-    # 4. Train. Between two steps the session seeds the next one, watches the loss, writes the checkpoint every few
-    #    minutes, and ends the run on a signal. There is no scheduler: the learning rate is a function of the epoch.
+    # 4. Train. Between two steps, inside `session.steps`, the loss is watched, a checkpoint is written when it is due,
+    #    and on Ctrl-C or SIGTERM it is written once more and the run ends there. There is no scheduler: the learning
+    #    rate is a function of the position in the run.
     if args.compile:
         task.compile(mode=args.compile_mode, dynamic=False)  # two shapes: a whole batch and the last held-out one
     net, net_optimizer = accelerator.prepare(task, optimizer)
@@ -92,18 +93,21 @@ def main(args: Args) -> None:
         Session(run, task, net, optimizer, train_loader) as session,
     ):
         for epoch in session.epochs():
-            for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate(epoch)
             net.train()
             for images, labels in session.steps():
-                out = net(images, labels)  # loss = criterion + weight * sum of Eq. 5 over the stages
-                accelerator.backward(out["loss"])
+                set_learning_rate(optimizer, args.learning_rate(session.position))
+                images, labels = mixing(images, labels, epoch, session.step)
+                for part, targets in session.parts(images, labels):  # one, unless --accumulate says more
+                    out = net(part, targets)  # loss = criterion + weight * sum of Eq. 5 over the stages
+                    accelerator.backward(out["loss"] / args.accumulate)
+                    session.log(out)
+                if args.clip_grad:
+                    accelerator.clip_grad_norm_(model.parameters(), args.clip_grad)
                 net_optimizer.step()
                 net_optimizer.zero_grad()
                 task.update_ema()
-                session.log(out)
             trained = task.get_eval_model(ema=bool(args.ema_decay))
-            batches = session.until_stopped(test_loader)
+            batches = session.interruptible(test_loader)
             accuracy = evaluate(trained, batches, data.num_classes, accelerator.autocast)
             session.end_epoch(accuracy, run.correlations(trained) if accelerator.is_main_process else [])
 

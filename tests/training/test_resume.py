@@ -65,6 +65,13 @@ def test_a_schedule_that_changes_the_past_is_refused_with_what_it_must_keep(chan
     assert words in str(error.value)
 
 
+def test_a_cosine_ends_where_it_was_to_end():
+    begun = Args(epochs=10, lr=0.05, schedule="cosine").checked()
+    check_arguments(begun, asdict(begun), 1)
+    with pytest.raises(ValueError, match="with --schedule cosine, --epochs 20 .was 10. changes"):
+        check_arguments(replace(begun, epochs=20), asdict(begun), 1)
+
+
 def test_every_argument_either_may_change_or_is_refused():
     """A new argument has to be thought about: by default it is refused."""
     other = {

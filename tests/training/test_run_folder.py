@@ -76,9 +76,7 @@ def test_whatever_a_kill_left_before_the_first_checkpoint_is_no_obstacle(left):
 def test_a_run_with_a_checkpoint_is_never_begun_again():
     begin("other")
     before = Path("other/args.json").read_text()
-    with pytest.raises(
-        FileExistsError, match=r"holds another run; nothing .* resume it with --resume auto"
-    ):
+    with pytest.raises(FileExistsError, match=r"holds another run; nothing .* resume it with --resume auto"):
         RunFolder.create("other", "x", {}, resume=True)
     assert Path("other/args.json").read_text() == before
 

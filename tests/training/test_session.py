@@ -14,6 +14,7 @@ import pytest
 import torch
 import train
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
 from timm_mfd import checkpoint, data
 from timm_mfd.training import run as run_module
@@ -106,6 +107,38 @@ def test_a_run_stopped_many_times_and_resumed_by_path_gives_the_same_bits(monkey
         resume = "cut"
     run(None, resume="cut")
     assert outcome(Path("cut")) == whole
+
+
+MODERN = {
+    "opt": "adamw", "lr": 2e-3, "weight_decay": 0.05, "schedule": "cosine", "warmup_epochs": 1, "mixup": 0.2,
+    "cutmix": 1.0, "clip_grad": 1.0, "accumulate": 2, "label_smoothing": 0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [4, 17])
+def test_a_modern_recipe_is_resumed_to_the_bit_too(step, monkeypatch):
+    whole = uninterrupted(**MODERN)
+    rates = [line["lr"] for line in whole[1]]
+    assert rates == [pytest.approx(1e-5), pytest.approx(1.5e-3), pytest.approx(5e-4)]  # the cosine at 1/3 and 2/3
+    with monkeypatch.context() as patch:
+        at_step(patch, step, send(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            run("cut", **MODERN)
+    run("cut", resume="auto", **MODERN)
+    assert outcome(Path("cut")) == whole
+
+
+def test_the_parts_of_a_batch_add_up_to_its_gradient(folder_dataset, monkeypatch):
+    """Without batch norm, dropout and MFD, which see a part at a time."""
+    real = train.create_model
+    monkeypatch.setattr(train, "create_model", lambda *args, **kwargs: real(*args, **kwargs | {"drop_rate": 0.0}))
+    options = {"model": "test_convnext", "dataset": "folder", "data_dir": str(folder_dataset), "image_size": 64}
+    options |= {"epochs": 1, "batch_size": 8, "mfd_weight": 0.0, "ema_decay": 0.0, "lr": 0.01, "clip_grad": 0.05}
+    weights = [
+        load_file(run(f"parts{parts}", accumulate=parts, **options) / "model" / "model.safetensors") for parts in (1, 4)
+    ]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_a_signal_during_the_evaluation_loses_no_step(monkeypatch, capsys):

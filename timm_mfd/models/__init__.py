@@ -9,5 +9,6 @@ from . import resnet_mfd as resnet_mfd
 from ._factory import arguments_for as arguments_for
 from ._factory import create_model as create_model
 from ._factory import list_models as list_models
+from ._factory import preprocessing_of as preprocessing_of
 from ._stem import Stem as Stem
 from ._stem import paper_stem as paper_stem

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.models import get_pretrained_cfg, is_model, parse_model_name, split_model_name_tag
+from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, parse_model_name, split_model_name_tag
 from torch import nn
 
 from ..errors import first_words, named
@@ -125,7 +125,32 @@ def arguments_for(name: str, image_size: tuple[int, int], stem: Stem | None = No
         cfg = get_pretrained_cfg(architecture)
         if cfg is not None and cfg.fixed_input_size:
             arguments["img_size"] = image_size
+    elif source is not None:
+        cfg = preprocessing_of(name)
+        if cfg and cfg.fixed_input_size and tuple(cfg.input_size[1:]) != tuple(image_size):
+            arguments["img_size"] = image_size
     return arguments
+
+
+def preprocessing_of(name: str) -> PretrainedCfg | None:
+    """Return how the images of a model were prepared, without building it; None if nobody knows the model.
+
+    Args:
+        name: As for `create_model`.
+
+    Returns:
+        timm's configuration of the weights: `mean`, `std`, `input_size` `(3, H, W)`, and whether it is fixed.
+
+    Raises:
+        ValueError: If what is saved there is damaged.
+        ConnectionError: If it lies on the Hub, which cannot be reached.
+    """
+    source, model_id = parse_model_name(name)
+    if source is None:
+        return get_pretrained_cfg(model_id) if is_model(split_model_name_tag(model_id)[0]) else None
+    config = check_config(Path(model_id) if source == "local-dir" else download(model_id, weights=False))
+    cfg = {key: tuple(v) if isinstance(v, list) else v for key, v in config.get("pretrained_cfg", {}).items()}
+    return PretrainedCfg(**cfg)
 
 
 def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:

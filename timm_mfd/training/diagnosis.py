@@ -66,6 +66,24 @@ def sample_warnings(stages: Sequence[StageInfo], samples: Sequence[int]) -> list
     return found
 
 
+def token_warnings(sizes: Sequence[tuple[int, int]], image_size: int | None) -> list[str]:
+    """Say that a transformer sees an image as a handful of patches, if it does.
+
+    Args:
+        sizes: `(H, W)` of each stage.
+        image_size: To which the images are resized, if they are.
+
+    Returns:
+        One sentence, or none.
+    """
+    (height, width), *others = sizes
+    if not others or any(size != (height, width) for size in others) or height * width > 16 or height * width == 1:
+        return []
+    remedy = "a larger --image-size" if image_size else "larger images"
+    seen = f"the network sees an image as {height}x{width} patches only"
+    return [f"{seen}; give it {remedy}, or choose one with smaller patches"]
+
+
 def average_warnings(decay: float, steps: int) -> list[str]:
     """Say how much of a moving average of the weights are the initial ones, if that is more than a hundredth.
 

@@ -48,12 +48,18 @@ def check_arguments(args: Args, before: Mapping[str, Any], epochs_begun: int) ->
     """
     before = asdict(Args()) | dict(before)  # a run of an earlier version had the default of what it did not know
     changed = changes(asdict(args), before, RESUMABLE_WITH_OTHER_VALUE)
-    past = replace(args, lr=before["lr"], lr_decay=before["lr_decay"], milestones=tuple(before["milestones"]))
-    epochs = range(epochs_begun)
-    if args.epochs >= epochs_begun and all(args.learning_rate(e) == past.learning_rate(e) for e in epochs):
+    past = replace(args, **{key: before[key] for key in ("lr", "lr_decay", "epochs")})
+    past = replace(past, milestones=tuple(before["milestones"] or ()))
+    positions = [epoch + part for epoch in range(epochs_begun) for part in (0, 0.5)]
+    if args.epochs >= epochs_begun and all(args.learning_rate(p) == past.learning_rate(p) for p in positions):
         changed.pop("epochs", None)
         changed.pop("milestones", None)
     if changed.keys() <= {"epochs", "milestones"} and changed:
+        if args.schedule == "cosine":
+            raise ValueError(
+                f"cannot resume: with --schedule cosine, --epochs {args.epochs} (was {before['epochs']}) changes the "
+                "learning rates that were; begin a new run, from the model of this one if it is to be trained on"
+            )
         passed = [milestone for milestone in before["milestones"] if milestone < epochs_begun]
         words = f"milestones {' '.join(map(str, passed))}" if passed else "no milestone yet"
         raise ValueError(

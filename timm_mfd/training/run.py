@@ -25,7 +25,14 @@ from ..loss.samples import Scope, effective_samples
 from ..redundancy import CORRELATION_IMAGES, mean_abs_correlation
 from ..stages import StageInfo
 from ..task import MFDClassificationTask
-from .diagnosis import average_warnings, correlation_table, sample_warnings, stage_table, verdicts
+from .diagnosis import (
+    average_warnings,
+    correlation_table,
+    sample_warnings,
+    stage_table,
+    token_warnings,
+    verdicts,
+)
 from .environment import environment
 from .resume import changes, check_arguments, check_same
 from .run_folder import RunFolder
@@ -106,10 +113,14 @@ class Run:
         """
         if self._source and self.resumed:
             self.tensors = checkpoint.read(self._source.checkpoint).tensors
-            checkpoint.restore(task, optimizer, self.tensors)
+            checkpoint.restore(task, optimizer, self.tensors, self.resumed.get("optimizer"))
 
     def begin(
-        self, task: MFDClassificationTask, shapes: Sequence[tuple[StageInfo, torch.Size]], loader: TrainLoader
+        self,
+        task: MFDClassificationTask,
+        shapes: Sequence[tuple[StageInfo, torch.Size]],
+        loader: TrainLoader,
+        preprocessing: str = "",
     ) -> None:
         """Measure the stages before training, take the folder, and say what is going to be done.
 
@@ -117,6 +128,7 @@ class Run:
             task: The task, not compiled yet.
             shapes: What `stage_shapes` returns.
             loader: Training batches; its data set is on the device.
+            preprocessing: In words, what of it was taken from the model.
 
         Raises:
             OSError: If the folder cannot be made, or holds another run.
@@ -135,24 +147,30 @@ class Run:
         scope, share = Scope(args.mfd_center, args.mfd_max_samples), args.batch_size // processes
         self.samples = [effective_samples((share, *shape[1:]), scope, processes) for _, shape in shapes]
         self._steps = args.epochs * len(loader)
-        self.warnings = self._warnings([stage for stage, _ in shapes], task)
+        sizes = [(shape[2], shape[3]) for _, shape in shapes]
+        self.warnings = self._warnings([stage for stage, _ in shapes], sizes, task)
         self._device = f"{processes} x {self.record['environment']['device']}, {torch.get_num_threads()} CPU threads"
         self._device += f", precision {args.mixed_precision}"
         data = self.data
         self._say(f"{args.model} on {data.name} ({len(data.train):,} training, {len(data.test):,} held-out images)")
-        if data.source:
-            self._say(f"read from the {data.source}")
+        for words in (data.source and f"read from the {data.source}", preprocessing):
+            if words:
+                self._say(words)
         self._say(f"{self._device}; {args.criterion}, MFD weight {args.mfd_weight:g}; writing to {self.folder}")
         if self.resumed:
             position = f"epoch {self.resumed['epoch'] + 1}, step {self.resumed['step']} of {len(loader)}"
             self._say(f"resuming {self._source} after {position}")
-        sizes = [(shape[2], shape[3]) for _, shape in shapes]
         self._say(f"\n{stage_table([stage for stage, _ in shapes], sizes, self.samples)}")
         self._say("".join(f"warning: {warning}\n" for warning in self.warnings))
 
-    def _warnings(self, stages: Sequence[StageInfo], task: MFDClassificationTask) -> list[str]:
+    def _warnings(
+        self, stages: Sequence[StageInfo], sizes: Sequence[tuple[int, int]], task: MFDClassificationTask
+    ) -> list[str]:
         found = sample_warnings(stages, self.samples) if self.args.mfd_weight else []
         found += average_warnings(self.args.ema_decay, self._steps)
+        found += token_warnings(sizes, self.args.image_size)
+        if self.args.opt not in ("paper", "sgd", "momentum", "nesterov") and self.args.lr == Args.lr:
+            found.append(f"--lr {self.args.lr:g} is the default, for SGD; --opt {self.args.opt} may want another one")
         if self.accelerator.device.type == "cpu" and self.args.mixed_precision == "bf16":
             # oneDNN leaves the kernel positions that see only padding unwritten (torch 2.15).
             found.append("bf16 on a CPU has wrong gradients for 3x3 convolutions of stride 2 on 1x1 maps")

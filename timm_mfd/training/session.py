@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
@@ -54,7 +54,7 @@ class Session:
         ...     for epoch in session.epochs():
         ...         for images, labels in session.steps():
         ...             session.log(train_step(images, labels))
-        ...         session.end_epoch(evaluate(model, session.until_stopped(test_loader), 10))
+        ...         session.end_epoch(evaluate(model, session.interruptible(test_loader), 10))
     """
 
     def __init__(
@@ -135,6 +135,18 @@ class Session:
             self._save_or_stop()
         self._evaluation_began = time.monotonic()
 
+    def parts(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the parts of a batch that `accumulate` asks for; processes exchange gradients after the last one."""
+        count = self.args.accumulate
+        for number, part in enumerate(zip(images.chunk(count), labels.chunk(count), strict=True), 1):
+            with nullcontext() if number == count else self.accelerator.no_sync(self.net):
+                yield part
+
+    @property
+    def position(self) -> float:
+        """Epochs before the step, whole ones and the part of the one that it is in."""
+        return self.epoch + self.step / len(self.loader)
+
     def log(self, out: Mapping[str, Tensor]) -> None:
         """Add what the task returned to the means of the epoch, and watch that it is finite."""
         loss, criterion, per_stage = out["loss"].detach(), out["criterion_loss"], out["mfd_per_stage"]
@@ -142,7 +154,7 @@ class Session:
         self._last = torch.cat([torch.stack([torch.ones_like(loss), loss, criterion, out["mfd_loss"]]), per_stage])
         self._sums += self._last
 
-    def until_stopped(self, batches: Iterable[_Item]) -> Iterator[_Item]:
+    def interruptible(self, batches: Iterable[_Item]) -> Iterator[_Item]:
         """Pass the batches of an evaluation on until a signal comes.
 
         If the end of the epoch is not saved, they all pass, and the signal is met in the next step, with all processes.
@@ -188,7 +200,7 @@ class Session:
             "mfd_loss": mfd,
             # NaN stands for "not computed" and has no place in JSON.
             "mfd_per_stage": per_stage if self.args.mfd_weight else [None] * len(per_stage),
-            "lr": self.args.learning_rate(self.epoch),
+            "lr": self.args.learning_rate(self.epoch),  # in its first step
             "images_per_second": round(len(self.loader) * self.loader.batch_size / self._seconds, 1),
             "seconds": self._seconds,
         }
@@ -249,7 +261,8 @@ class Session:
         scaler, folder, written = self.accelerator.scaler, self.run.folder, True
         if self.accelerator.is_main_process:
             position = {"epoch": self.epoch, "step": self.step, "seconds": self._seconds, "metrics": self.metrics}
-            record = self.run.record | position | {"scaler": None if scaler is None else scaler.state_dict()}
+            record = self.run.record | position | {"optimizer": checkpoint.values_of(self.optimizer)}
+            record["scaler"] = None if scaler is None else scaler.state_dict()
             tensors = checkpoint.tensors_of(self.task, self.optimizer) | {"sums": sums}
             try:
                 checkpoint.write(folder.checkpoint, tensors, record)

@@ -40,9 +40,15 @@ def start(args: Args) -> Accelerator:
     if args.compile:
         with named("--compile does not work on this machine (install what it lacks, or leave it out)"):
             torch.compile(torch.sin)(torch.ones(2, device=accelerator.device))
-    if args.batch_size < 2 * accelerator.num_processes:
+    processes = accelerator.num_processes
+    if args.batch_size < 2 * processes * args.accumulate:
+        parts = f" in each of {args.accumulate} parts (--accumulate)" if args.accumulate > 1 else ""
         raise ValueError(
-            f"--batch-size {args.batch_size} leaves fewer than 2 images to each of {accelerator.num_processes} "
-            "processes; choose a larger one"
+            f"--batch-size {args.batch_size} leaves fewer than 2 images to each of {processes} processes{parts}; "
+            "choose a larger one"
         )
+    if args.batch_size % (processes * args.accumulate):
+        raise ValueError(f"--batch-size {args.batch_size} must be a multiple of {processes} processes x --accumulate")
+    if (args.mixup or args.cutmix) and args.batch_size // processes % 2:
+        raise ValueError(f"--batch-size {args.batch_size} must give each process an even number of images to mix")
     return accelerator
