@@ -1,6 +1,7 @@
 """What a model is called on the command line, and what the folder behind the name says of it."""
 
 import json
+import os
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,21 @@ def data_of(name: str) -> dict[str, Any]:
             except (ValueError, KeyError):
                 raise ValueError(f"{file} is damaged; name the data set with --dataset") from None
     return {}
+
+
+def data_name(dataset: str, data_dir: str | None) -> str:
+    """Return what people call a data set: images of their own by the name of the folder.
+
+    Args:
+        dataset: As for `load_dataset`.
+        data_dir: Where it lies.
+
+    Example:
+        >>> data_name("folder", "pictures/birds/")
+        'birds'
+    """
+    own = Path(data_dir).resolve().name if dataset == "folder" and data_dir else ""
+    return os.fsencode(own).decode("utf-8", "replace") or dataset
 
 
 def license_of(name: str, model: Any) -> str:
