@@ -8,6 +8,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from .errors import one_line
 from .interruption import STOP_SIGNALS, Stopped
 
 Result = TypeVar("Result")
+_PATIENCE = 10.0  # seconds
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # looked up here: a forked process should not
 # The first letters of every name under which a launcher is started.
 _LAUNCHERS = ("accelerate", "torchrun", "torch.distributed")
@@ -72,6 +74,8 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
                 print(f"\n{script}: {stopped}", file=sys.stderr)  # noqa: T201
         sys.exit(stopped.exit_code)
     except kinds as error:
+        if _is_torchrun() and os.environ.get("RANK", "0") != "0":
+            time.sleep(_PATIENCE)  # most mistakes are every process's: the first one tells, and the launcher ends this
         sys.exit(f"{script}: error: {one_line(error)}")
     except dist.DistError as error:
         sys.exit(f"{script}: stopped, because another process of the run ended: {str(error).splitlines()[0]}")

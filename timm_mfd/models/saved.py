@@ -69,7 +69,7 @@ def check_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} has pruned: {config['pruned']!r}, which is not true or false")
     labels = config.get("label_names", [])
     if not _are_texts(list(labels.values()) if isinstance(labels, dict) else labels):
-        raise ValueError(f"{str(path)!r} has label_names that are neither a list of names nor names by their index")
+        raise ValueError(f"{str(path)!r} has label_names that are not a list of names, nor names by their index")
     for layer in ("classifier", "first_conv"):
         value = preprocessing.get(layer)
         if value is not None and not isinstance(value, str) and not _are_texts(value):
