@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import train
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from processes import run_python, wait_for
+from test_bad_inputs import MISTAKES
 from torch import nn
 
 import timm_mfd
@@ -30,7 +32,7 @@ from timm_mfd import extras, launch
 from timm_mfd.arguments import Args
 from timm_mfd.data.resident import decoded
 from timm_mfd.interruption import StopSignals
-from timm_mfd.launch import follow_launcher, forget_foreign_settings, one_line_errors
+from timm_mfd.launch import follow_launcher, forget_foreign_settings, one_line_errors, start_all_processes
 from timm_mfd.models.download import hub_errors
 from timm_mfd.training.diagnosis import average_warnings, verdicts
 from timm_mfd.training.run_folder import RunFolder
@@ -57,29 +59,89 @@ def metrics(folder="run"):
 # A traceback where one line belongs.
 
 
-def start_on_a_broken_picture(number):
-    command = [sys.executable, str(TRAIN), *WORDS.split(), "--output-dir", f"run{number}"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+# One real interpreter imports what the script imports; each start is forked from it and ends as an interpreter ends.
+STARTS = """
+import json, os, runpy, sys
+import sklearn.datasets, sklearn.model_selection, train
+codes = []
+for folder, words in json.load(sys.stdin):
+    if os.fork() == 0:
+        os.chdir(folder)
+        for descriptor, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), descriptor)
+        sys.argv = [train.__file__, *words]
+        runpy.run_path(train.__file__, run_name="__main__")
+        sys.exit()
+    codes.append(os.waitstatus_to_exitcode(os.wait()[1]))
+print(json.dumps(codes))
+"""
 
 
-def check_one_line(result):
-    *before, last = result.stderr.splitlines()
-    assert result.returncode == 1
-    assert last.startswith("train.py: error: cannot decode images/train/ant/h.jpg: not an image")
-    assert all(line.startswith("decoding ") for line in before)
+def start(starts):
+    """Start train.py once for each pair of folder and words, and return exit codes and lines of standard error."""
+    content = json.dumps([(str(folder), list(words)) for folder, words in starts])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", STARTS]
+    result = subprocess.run(command, input=content, env=environment, capture_output=True, text=True, check=True)
+    codes = json.loads(result.stdout)
+    return [(code, Path(folder, "stderr").read_text()) for code, (folder, _) in zip(codes, starts, strict=True)]
 
 
-def test_after_the_line_about_a_broken_picture_nothing_is_said(folder_dataset):
-    """A real interpreter: it is its end that had more to say."""
-    (folder_dataset / "train" / "ant" / "h.jpg").write_text("<html>404")
-    check_one_line(start_on_a_broken_picture(0))
+def on_the_command_line(change):
+    """Return arguments as a user writes them."""
+    words = []
+    for name, value in (WANTED | change).items():
+        flag = f"--{name.replace('_', '-')}"
+        values = value if isinstance(value, tuple) else (value,)
+        words += [flag] if value is True else [f"{flag}={value}"] if len(values) == 1 else [flag, *map(str, values)]
+    return words
+
+
+WANTED = {"model": "test_resnet", "epochs": 1, "batch_size": 479, "lr": 0.01, "output_dir": "run"}
+ACTED = {"unreadable file", "tracker that is not installed"}  # played in the process of the test
+A_START_OF_EACH_KIND = ("stem for a model without", "no image", "pickled model that would run code")
+
+
+def check_starts_end_in_one_line(names, tmp_path, monkeypatch):
+    starts = []
+    for number, name in enumerate(names):
+        prepare, change, _ = MISTAKES[name]
+        shutil.copytree("images", tmp_path / str(number) / "images")
+        with monkeypatch.context() as there:
+            there.chdir(tmp_path / str(number))
+            if prepare:
+                prepare()
+        starts.append((tmp_path / str(number), on_the_command_line(change)))
+    for name, (code, said) in zip(names, start(starts), strict=True):
+        *before, last = said.splitlines()
+        assert code == 1, (name, said)
+        assert last.startswith("train.py: error: "), (name, said)
+        assert MISTAKES[name][2] in last, (name, said)
+        assert all(line.startswith(("decoding ", "decoded images ", "warning: ")) for line in before), (name, said)
+
+
+def test_a_start_by_a_mistake_of_every_kind_ends_in_one_line(folder_dataset, tmp_path, monkeypatch):
+    """As a user starts it, for it is the end of an interpreter that had more to say."""
+    check_starts_end_in_one_line(A_START_OF_EACH_KIND, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_start_by_any_mistake_ends_in_one_line(folder_dataset, tmp_path, monkeypatch):
+    names = [name for name in MISTAKES if name not in {*A_START_OF_EACH_KIND, *ACTED}]
+    check_starts_end_in_one_line(names, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
 def test_after_the_line_about_a_broken_picture_nothing_is_said_ten_times(folder_dataset):
+    """Ten whole interpreters: which of two threads is first at their end differs."""
     (folder_dataset / "train" / "ant" / "h.jpg").write_text("<html>404")
     for number in range(10):
-        check_one_line(start_on_a_broken_picture(number))
+        command = [sys.executable, str(TRAIN), *WORDS.split(), "--output-dir", f"run{number}"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        *before, last = result.stderr.splitlines()
+        assert result.returncode == 1
+        assert last.startswith("train.py: error: cannot decode images/train/ant/h.jpg: not an image")
+        assert all(line.startswith("decoding ") for line in before)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +157,12 @@ def test_a_size_that_a_constructor_refuses_is_one_line_with_the_name(name, size)
 def test_an_argument_that_no_network_takes_is_named():
     with pytest.raises(ValueError, match="resnet18 cannot be built with colour='blue': .*unexpected keyword"):
         timm_mfd.create_model("resnet18", colour="blue")
+
+
+@pytest.mark.parametrize("name", [None, 18, ["resnet18"]])
+def test_a_name_that_is_no_text_is_named(name):
+    with pytest.raises(ValueError, match=rf"a model is a text, not {re.escape(repr(name))}"):
+        timm_mfd.create_model(name)
 
 
 def test_a_proxy_that_needs_another_package_is_one_line():
@@ -129,8 +197,11 @@ def test_a_compiler_that_is_missing_is_found_before_a_run_begins(monkeypatch):
 def test_without_the_extra_every_script_and_the_pictures_say_what_to_install(monkeypatch):
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name in ("tyro", "matplotlib") else name)
     monkeypatch.delitem(sys.modules, "_extra", raising=False)
+    monkeypatch.setattr(sys, "stdin", None)  # closed, so that the next file would be opened in its place
     with pytest.raises(SystemExit, match=r"error: .* needs matplotlib, tyro: pip install 'timm_mfd\[train\]'"):
         importlib.import_module("_extra")
+    with sys.stdin as opened:
+        assert opened.read() == ""
     with pytest.raises(
         ModuleNotFoundError, match=r"timm_mfd.figures needs matplotlib: pip install 'timm_mfd\[figures\]'"
     ):
@@ -199,6 +270,49 @@ def test_a_run_that_a_shell_started_does_not_die_with_it_for_an_exported_variabl
         assert bool(asked) == is_launcher, words
 
 
+def test_a_precision_of_accelerate_is_told_and_torch_rounds_nothing_for_a_container(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")  # as torch does for that variable when it is imported
+        told = forget_foreign_settings()
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert told == ["ACCELERATE_MIXED_PRECISION=bf16", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1"]
+    assert "ACCELERATE_MIXED_PRECISION" in os.environ  # by which a launcher is known; an argument overrules it
+
+
+@pytest.mark.parametrize("left", [{"WORLD_SIZE": "4"}, {"RANK": "3", "LOCAL_RANK": "3"}])
+def test_what_another_job_left_of_a_launcher_is_named(left, monkeypatch):
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"has {', '.join(f'{k}={v}' for k, v in left.items())}, .* no .*MASTER_ADDR"):
+        start_all_processes()
+
+
+def test_what_is_said_of_loading_is_said_by_the_first_process_alone(folder_dataset, monkeypatch, capsys):
+    images = timm_mfd.data.load_dataset("folder", folder_dataset).train
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        decoded(images, Path(rank), 0, "images")
+        path = next(Path(rank).glob("*.safetensors"))
+        path.write_bytes(b"damaged")
+        decoded(images, Path(rank), 0, "images")
+        said = capsys.readouterr().err
+        assert bool(said) == (rank == "0"), said
+    size = path.stat().st_size / 2**20
+    assert f"decoded images are kept in 0: {size:.1f} MiB of {size:.1f} MiB; the folder may be deleted" in said
+
+
+def test_a_home_that_a_shell_did_not_fill_in_is_filled_in(folder_dataset, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder_dataset.parent))
+    args = Args(data_dir="~/images", output_dir="~/run", resume="auto")
+    assert (args.data_dir, args.output_dir) == (str(folder_dataset), str(folder_dataset.parent / "run"))
+    assert timm_mfd.data.load_dataset("folder", "~/images").num_classes == 3
+
+
 DRAW = """
 import os, sys
 for name in [name for name in sys.modules if name.startswith("matplotlib")]:
@@ -257,6 +371,23 @@ def test_a_tracker_that_cannot_start_ends_no_run_and_logs_into_the_run_folder(mo
     assert len(metrics()) == 1
 
 
+def test_a_log_on_a_full_disk_ends_no_run():
+    """It says less than a run, and is often a pipe whose reader is gone."""
+    before = os.dup(1)
+    try:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        plain = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)))
+        lasting = launch._lasting(plain)
+        lasting.write(10_000 * "lost\n")
+        lasting.flush()
+        with pytest.raises(OSError, match="No space left"):
+            plain.write(10_000 * "lost\n")
+        plain.detach().detach()
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+
+
 def test_a_picture_that_cannot_be_drawn_ends_no_run(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "timm_mfd.figures", None)
     train.main(BASE)
@@ -296,6 +427,24 @@ def test_a_model_that_would_not_come_back_is_refused_and_nothing_is_written(act)
     assert list(Path().iterdir()) == []
 
 
+def test_what_others_built_of_a_network_by_its_arguments_loads_as_timm_loads_it():
+    theirs = timm.create_model("test_vit", num_classes=3, img_size=32, act_layer="relu", init_values=0.5)
+    timm.models.save_for_hf(theirs, "theirs", safe_serialization=True)
+    images = torch.randn(2, 3, 32, 32)
+    loaded = timm_mfd.create_model("local-dir:theirs", pretrained=True)
+    assert torch.equal(loaded.eval()(images), theirs.eval()(images))
+    folder = timm_mfd.save_pretrained(loaded, "ours")
+    assert torch.equal(timm_mfd.create_model(f"local-dir:{folder}", pretrained=True).eval()(images), theirs(images))
+
+
+def test_a_mark_in_front_of_a_configuration_is_named_for_timm_cannot_read_it():
+    folder = timm_mfd.save_pretrained(timm_mfd.create_model("test_resnet", num_classes=3), "export")
+    path = folder / "config.json"
+    path.write_text("\ufeff" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(ValueError, match="export/config.json' begins with a byte order mark"):
+        timm_mfd.create_model("local-dir:export", pretrained=True)
+
+
 def test_saving_draws_no_random_number_that_a_training_would_miss():
     model = timm_mfd.create_model("test_resnet", num_classes=3)
     before = torch.get_rng_state()
@@ -308,6 +457,12 @@ def test_names_by_index_are_kept_and_a_text_is_no_list_of_names():
     for number, names in enumerate(({2: "cat", 0: "ant", 1: "bee"}, {"0": "ant", "1": "bee", "2": "cat"})):
         folder = timm_mfd.save_pretrained(model, f"export{number}", label_names=names)
         assert json.loads((folder / "config.json").read_text())["label_names"] == ["ant", "bee", "cat"]
+    theirs = timm.create_model("test_resnet", num_classes=3)
+    timm.models.save_for_hf(theirs, "theirs", {"label_names": {0: "ant", 2: "cat"}}, safe_serialization=True)
+    loaded = timm_mfd.create_model("local-dir:theirs", pretrained=True)
+    assert loaded.pretrained_cfg["label_names"] == {"0": "ant", "2": "cat"}  # as timm has it
+    folder = timm_mfd.save_pretrained(loaded, "again")
+    assert json.loads((folder / "config.json").read_text())["label_names"] == ["ant", "class 1", "cat"]
     for names, words in (("cat", "not the text 'cat'"), ({1: "a", 2: "b", 3: "c"}, "must have the indices 0 to 2")):
         with pytest.raises(ValueError, match=words):
             timm_mfd.save_pretrained(model, "export", label_names=names)

@@ -173,7 +173,7 @@ MISTAKES = {
     # images
     "truncated JPEG": (truncated_jpeg, FOLDER, "cannot decode images/train/bee/x.jpg: "),
     "no image": (write("images/train/bee/5.png", b"no image"), FOLDER, "images/train/bee/5.png: not an image"),
-    "empty file": (write("images/val/bee/5.png", b""), FOLDER, "images/val/bee/5.png: not an image"),
+    "empty file": (write("images/val/bee/5.png", b""), FOLDER, "images/val/bee/5.png: not an image, it is empty"),
     "dangling link": (link("train/bee/x.png", "nowhere"), FOLDER, "images/train/bee/x.png: No such file"),
     "link to itself": (link("train/bee/x.png", "x.png"), FOLDER, "train/bee/x.png: Too many levels"),
     "named pipe": (lambda: os.mkfifo("images/train/bee/x.png"), FOLDER, "decode images/train/bee/x.png: not a file"),

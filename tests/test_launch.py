@@ -146,7 +146,7 @@ def test_all_processes_that_accelerate_was_asked_for_start_on_a_cpu(tmp_path):
 
 
 def test_a_process_that_was_started_with_the_others_starts_none(monkeypatch):
-    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "LOCAL_RANK"):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "0")
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
     start_all_processes()

@@ -1,6 +1,7 @@
 """Cards: what the template writes is accepted, and each fault is found without a network."""
 
 from dataclasses import asdict, replace
+from email.message import Message
 
 import pytest
 import yaml
@@ -42,11 +43,46 @@ def test_a_card_says_what_was_measured_where_and_how():
     assert result["dataset"]["type"] == "uoft-cs/cifar10"
     for part in (
         "97.50 | 99.00 | 360 (test)", "--dataset cifar10", "--lr 0.05", "--seed 3", "--data-dir DIR", "c0ffee",
-        "1 h 02 min", "stage 4 has few samples", "f" * 64, "| after | 0.100 | 0.200 |", "0.100 | 0.200", "cifar stem",
+        "1 h 02 min", "stage 4 has few samples", "f" * 64, "| at the end | 0.100 | 0.200 |", "0.100 | 0.200",
+        "| at the start of training (random weights) | 0.300 | 0.200 |", "cifar stem",
     ):  # fmt: skip
         assert part in text, part
     assert "/secret" not in text
     assert "hf-hub:org/name" in text
+
+
+def test_a_card_says_how_the_package_is_installed(monkeypatch):
+    package = Message()
+    package["Version"] = "9.9"
+    package["Project-URL"] = "Paper, https://example.org/paper"
+    monkeypatch.setattr("importlib.metadata.metadata", lambda _: package)
+    text = card()
+    assert "saved by version 0.1.0, commit `c0ffee`" in text
+    assert "```bash\ngit -C timm_mfd checkout c0ffee\npip install ./timm_mfd" in text
+    assert "git clone" not in text
+    package["Project-URL"] = "Repository, https://example.org/x"
+    assert "```bash\ngit clone https://example.org/x timm_mfd\ngit -C timm_mfd checkout c0ffee\n" in card()
+    assert "saved by version 9.9:" in render_card(CONFIG, "f" * 64)
+
+
+def test_a_command_names_what_decides_the_result_also_where_it_is_the_default():
+    changed = ARGS | {"deterministic": True, "milestones": [6, 12], "environment": {"processes": 2}}
+    text = render_card(CONFIG, "f" * 64, RUN | {"args": changed})
+    wanted = "accelerate launch --num_processes 2 train_scripts/train.py --model resnet18_mfd --dataset cifar10 "
+    wanted += "--criterion softmax --mfd-weight 1.0 --epochs 20 --batch-size 128 --lr 0.05 --milestones 6 12 "
+    assert f"{wanted}--weight-decay 0.0005 --seed 3 --deterministic --data-dir DIR\n" in text
+
+
+def test_images_of_ones_own_are_called_as_their_folder():
+    arguments = ARGS | asdict(Args(dataset="folder", data_dir="pictures/birds/")) | {"environment": {}}
+    text = render_card(CONFIG, "f" * 64, RUN | {"args": arguments})
+    assert "10 classes of birds" in text
+    assert metadata(text)["model-index"][0]["results"][0]["dataset"] == {
+        "name": "birds",
+        "type": "birds",
+        "split": "test",
+    }
+    assert Args(dataset="folder", data_dir="pictures/birds/").name == "resnet18_mfd-birds-mfd1-seed0"
 
 
 def test_the_command_of_a_recipe_names_what_differs_from_it_only():

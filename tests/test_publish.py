@@ -134,6 +134,18 @@ print(json.dumps({{
     assert found["paths"] == []
 
 
+def test_a_cache_that_may_only_be_read_is_enough(published, tmp_path):
+    """The place where it would be noted which commit a tag was is a file here: read-only binds no administrator."""
+    code = f"""
+from pathlib import Path
+from huggingface_hub import constants, snapshot_download
+snapshot_download("{REPO}", revision="v1.0")
+(Path(constants.HF_HUB_CACHE) / "models--{REPO.replace("/", "--")}" / "timm_mfd").write_text("")
+print(json.dumps(failure("hf-hub:{REPO}@v1.0")))
+"""
+    assert ask(published.server, tmp_path / "home", code) is None
+
+
 def test_large_files_come_from_the_second_origin_without_the_token(published):
     asked = [request for request in published.server.requests if request.origin == "cdn"]
     assert {request.method for request in asked} >= {"GET", "PUT"}

@@ -295,6 +295,16 @@ def test_a_run_that_another_process_tried_to_begin_meanwhile_keeps_its_result(st
     assert "left to the other" not in capfd.readouterr().err
 
 
+def test_a_trial_beside_runs_of_the_paper_leaves_its_result_beside_its_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = []
+    monkeypatch.setattr(reproduce, "do_missing", lambda runs, *_: wanted.extend(runs))
+    reproduce.run(rows=("resnet18/digits/softmax", "mobilenetv2/cifar10/softmax"), seeds=1)
+    places = {run.recipe.dataset: run.results_dir for run in wanted}
+    assert places == {"digits": TRIALS, "cifar10": Path("results")}
+    assert reproduce.default_results(Path("runs/reproduce"), "quick", wanted[-1].recipe) == TRIALS
+
+
 def test_missing_data_are_found_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()

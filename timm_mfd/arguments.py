@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from timm.optim import list_optimizers
 
 from .criteria import CriterionName
+from .sources import data_name
 from .training.run_folder import RunFolder
 
 _WARMUP_LR = 1e-5
@@ -108,7 +110,7 @@ class Args:
     """resident: decode all images once and keep them on the device; workers: decode them again every epoch;
     auto: resident if they fit into 40 % of the free memory."""
     cache_dir: str | None = None
-    """Where decoded images are kept between runs. Default: ~/.cache/timm_mfd."""
+    """Where decoded images are kept between runs; the folder may be deleted at any time. Default: ~/.cache/timm_mfd."""
     workers: int = 2
     """Decoding processes of each training process, for images in files."""
     output_dir: str | None = None
@@ -125,12 +127,18 @@ class Args:
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Also log to this tracker; metrics.jsonl is always written."""
 
+    def __post_init__(self) -> None:
+        for name in ("model", "data_dir", "cache_dir", "output_dir", "resume"):
+            if isinstance(path := getattr(self, name), str):  # a shell leaves the ~ of --data-dir=~/images
+                object.__setattr__(self, name, os.path.expanduser(path))
+
     @property
     def name(self) -> str:
         """What a run is called under `runs/`."""
         loss = f"mfd{self.mfd_weight:g}" if self.criterion == "softmax" else f"{self.criterion}-mfd{self.mfd_weight:g}"
         protocol = (self.recipe or "").partition("@")[2]
-        return "-".join(part for part in (self.model, self.dataset, loss, protocol, f"seed{self.seed}") if part)
+        data = data_name(self.dataset, self.data_dir)
+        return "-".join(part for part in (self.model, data, loss, protocol, f"seed{self.seed}") if part)
 
     def learning_rate(self, position: float) -> float:
         """Return the learning rate of a step, as timm's schedulers have it.

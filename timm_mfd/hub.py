@@ -24,7 +24,7 @@ from .atomic import new_folder
 from .model_card import PICTURES, check_card, render_card
 from .models import create_model
 from .models.download import hub_errors
-from .models.saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, identity, sha256_of
+from .models.saved import CARD, CONFIG, WEIGHTS, check_config, check_weights, identity, names_by_index, sha256_of
 from .staged import without_stages
 
 FILES = (WEIGHTS, CONFIG, CARD, *PICTURES)  # nothing else is ever uploaded
@@ -106,8 +106,9 @@ def save_pretrained(
         raise ValueError(f"image_size must be (H, W), not {image_size!r}")
     mean, std = _per_channel("mean", mean, plain.in_chans), _per_channel("std", std, plain.in_chans)
     known = plain.pretrained_cfg.get("label_names")
-    if label_names is None and known and len(known) == plain.num_classes:
-        label_names = known
+    if label_names is None and known and plain.pretrained_cfg.get("num_classes", len(known)) == plain.num_classes:
+        kept = names_by_index(known, plain.num_classes)
+        label_names = kept if len(kept) == plain.num_classes else None
     names = None if label_names is None else _names(label_names, plain.num_classes)
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise FileExistsError(f"{str(folder)!r} is there already; choose a new folder for the model")

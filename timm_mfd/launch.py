@@ -8,6 +8,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,14 +24,16 @@ from .errors import one_line
 from .interruption import STOP_SIGNALS, Stopped
 
 Result = TypeVar("Result")
+_PATIENCE = 10.0  # seconds
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # looked up here: a forked process should not
 # The first letters of every name under which a launcher is started.
 _LAUNCHERS = ("accelerate", "torchrun", "torch.distributed")
 _ACCELERATE = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
-# They say which devices there are, and which process uses what, or are overruled by an argument.
-_ARRANGEMENT = {
-    f"ACCELERATE_{name}" for name in ("USE_CPU", "TORCH_DEVICE", "CPU_AFFINITY", "MIXED_PRECISION", "LOG_LEVEL")
-}
+# They say which devices there are, and which process uses what, or are overruled by an argument. They stay.
+_ARRANGEMENT = {f"ACCELERATE_{name}" for name in ("USE_CPU", "CPU_AFFINITY", "MIXED_PRECISION", "LOG_LEVEL")}
+_TF32 = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")  # images of NVIDIA have the second
+_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # What `accelerate launch` sets if nobody asked for anything.
 _DEFAULTS = {
     "ACCELERATE_DYNAMO_BACKEND": ("no",),
@@ -59,6 +62,7 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     script = Path(sys.argv[0]).name
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # no name of a class ends a run for a terminal's encoding
+    sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
     try:
         with _plain_warnings(), _stop_signals_unwind():
             yield
@@ -70,6 +74,8 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
                 print(f"\n{script}: {stopped}", file=sys.stderr)  # noqa: T201
         sys.exit(stopped.exit_code)
     except kinds as error:
+        if _is_torchrun() and os.environ.get("RANK", "0") != "0":
+            time.sleep(_PATIENCE)  # most mistakes are every process's: the first one tells, and the launcher ends this
         sys.exit(f"{script}: error: {one_line(error)}")
     except dist.DistError as error:
         sys.exit(f"{script}: stopped, because another process of the run ended: {str(error).splitlines()[0]}")
@@ -83,6 +89,28 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\n{script}: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(128 + signal.SIGINT)
+
+
+class _Lasting(io.FileIO):
+    """Where a script writes what it says: a reader that is gone, or a full disk below a log, ends no run."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except OSError:
+            return len(content)
+
+
+def _lasting(stream: Any) -> Any:
+    """Return a stream of this process whose writing cannot fail; others, such as those of a test, as they are."""
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # without a buffer between them: python -u
+    if type(raw) is not io.FileIO or raw.fileno() not in (1, 2):
+        return stream
+    lasting: Any = _Lasting(raw.fileno(), "w", closefd=False)
+    lines, at_once = stream.line_buffering, stream.write_through
+    content = lasting if buffer is raw else io.BufferedWriter(lasting)
+    return io.TextIOWrapper(content, stream.encoding, stream.errors, line_buffering=lines, write_through=at_once)
 
 
 @contextmanager
@@ -157,8 +185,9 @@ def start_all_processes() -> None:
     It starts one; this replaces that one by torchrun with N, if they are not there yet.
 
     Raises:
-        ValueError: If their number cannot be found out.
+        ValueError: If their number cannot be found out, or the environment has a part only of what a launcher sets.
     """
+    _check_launcher()
     if _is_alone_on_cpu():
         count = _asked_processes()
         script = [sys.argv[0], *sys.argv[1:]]
@@ -176,14 +205,24 @@ def start_all_processes() -> None:
     follow_launcher()
 
 
+def _check_launcher() -> None:
+    """Refuse a part only of what a launcher sets, left there from another job."""
+    left = [f"{name}={os.environ[name]}" for name in _OF_A_LAUNCHER[:3] if name in os.environ]
+    missing = [name for name in _OF_A_LAUNCHER if name not in os.environ]
+    if left and missing and not any(name in os.environ for name in _MPI):
+        raise ValueError(
+            f"the environment has {', '.join(left)}, as of a launcher, but no {', '.join(missing)}; unset what is left "
+            "there from another job, or start with torchrun or accelerate launch"
+        )
+
+
 def _is_alone_on_cpu() -> bool:
     """Whether `accelerate launch` started one process where it was asked for several, which it does on a CPU."""
     environment = os.environ
     asked = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment
     if not asked or not _is_launched() or "LOCAL_RANK" in environment or torch.accelerator.is_available():
         return False
-    sizes = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-    return not any(name in environment for name in sizes)
+    return not any(name in environment for name in ("WORLD_SIZE", *_MPI))
 
 
 def _asked_processes() -> int | None:
@@ -213,20 +252,29 @@ def follow_launcher() -> None:
 
 
 def forget_foreign_settings() -> list[str]:
-    """Take from the environment what Accelerate would read there and a run does not mean.
+    """Take from the environment what Accelerate or torch would read there and a run does not mean.
 
-    Variables that another project, or `accelerate config`, left there would win over arguments: the gradients would be
-    divided, the model compiled, or sharded, without a word.
+    Variables that another project, `accelerate config` or a container left there would win over arguments: the
+    gradients would be divided, the model compiled, sharded or rounded, without a word.
 
     Returns:
         Those that would have changed something, as `NAME=value`.
     """
     found = []
-    for name in sorted(os.environ):
+    for name, value in sorted(os.environ.items()):
         if name.startswith(_ACCELERATE) and name not in _ARRANGEMENT:
-            value = os.environ.pop(name)
-            if name not in _DEFAULTS or value.lower() not in _DEFAULTS[name]:
+            del os.environ[name]
+            if value.lower() not in _DEFAULTS.get(name, ()):
                 found.append(f"{name}={value}")
+        elif name == "ACCELERATE_MIXED_PRECISION" and value.lower() != "no":  # an argument wins over it
+            found.append(f"{name}={value}")
+        elif name == "ACCELERATE_USE_CPU" and torch.accelerator.is_available() and not _is_launched():
+            del os.environ[name]
+            found.append(f"{name}={value}")
+        elif name in _TF32:
+            del os.environ[name]
+            torch.set_float32_matmul_precision("highest")  # torch has read it
+            found.append(f"{name}={value}")
     return found
 
 

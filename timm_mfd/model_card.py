@@ -1,10 +1,13 @@
 """Model cards: rendered from one template, and checked offline as strictly as the Hub would or more."""
 
+import importlib.metadata
 import math
 import re
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from . import recipes
 from .arguments import Args
 from .redundancy import CORRELATION_IMAGES
+from .sources import data_name
 from .training.environment import shared_machine
 from .training.resume import RESUMABLE_WITH_OTHER_VALUE, changes
 
@@ -26,6 +30,10 @@ _HUB_DATASETS = {
     "tiny_imagenet": "zh-plus/tiny-imagenet",
 }
 PICTURES = {"curves.png": "Losses and accuracy over the epochs"}
+# Of every run: what a command names although it is the default, which a later version may change.
+_NAMED = frozenset(
+    ("model", "dataset", "criterion", "mfd_weight", "epochs", "batch_size", "lr", "milestones", "weight_decay", "seed")
+)
 _PAPER = "multi-stage feature decorrelation (MFD, https://arxiv.org/abs/2308.12880)"
 
 
@@ -92,6 +100,7 @@ def render_card(
         source=f"hf-hub:{repo_id}" if repo_id else tag or "local-dir:FOLDER",
         tag=tag,
         input_size=size,
+        install=_install((args or {}).get("environment", {}), tag),
         label_names=config.get("label_names"),
         num_classes=config["num_classes"],
         # timm has no way to know the widths of a pruned network; our entry points have.
@@ -106,6 +115,7 @@ def render_card(
         correlation_images=min(CORRELATION_IMAGES, summary.get("count", 0)),
         before=[f"{r:.3f}" for r in correlation.get("before", [])],
         after=[f"{r:.3f}" for r in correlation.get("after", [])],
+        same_at_start=any(first == second for first, second in pairwise(correlation.get("before", []))),
         noise=[f"{math.sqrt(r2):.3f}" for r2 in summary.get("noise_floor", [])],
         command=_command(args) if run else "",
         training=_training(config, run) if run else {},
@@ -276,12 +286,17 @@ def _training(config: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, An
 
 def _command(args: Mapping[str, Any]) -> str:
     """Return the command that trains such a model, without what concerns one machine only."""
-    words, base = ["accelerate launch train_scripts/train.py"], Args()
+    processes = args["environment"].get("processes", 1)
+    words, base = ["accelerate launch" + f" --num_processes {processes}" * (processes > 1)], Args()
+    words[0] += " train_scripts/train.py"
+    named = set(_NAMED)
     if args["recipe"]:
         recipe, protocol = recipes.find(args["recipe"])
         base = replace(recipe.arguments(protocol), recipe=args["recipe"])
         words.append(f"--recipe {args['recipe']}")
-    for name in changes(args, asdict(base), RESUMABLE_WITH_OTHER_VALUE):
+        named = {"seed"}
+    changed = changes(args, asdict(base), RESUMABLE_WITH_OTHER_VALUE)
+    for name in (name for name in asdict(base) if name in args and (name in changed or name in named)):
         value, flag = args[name], name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
@@ -295,8 +310,7 @@ def _command(args: Mapping[str, Any]) -> str:
 
 def _data_name(args: Mapping[str, Any]) -> str:
     """Return what a data set is called on a card: images of one's own by the name of their folder."""
-    own = Path(args.get("data_dir") or "").name if args.get("dataset") == "folder" else ""
-    return own or _public(args.get("dataset", ""))
+    return data_name(_public(args.get("dataset", "")), args.get("data_dir"))
 
 
 def _public(source: str) -> str:
@@ -314,6 +328,18 @@ def _hub_name(dataset: str) -> str | None:
 def _duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+
+
+def _install(environment: Mapping[str, Any], tag: str | None) -> dict[str, str | None]:
+    """Return what the lines name by which the package is installed: its version, commit and home page."""
+    version, home = environment.get("packages", {}).get("timm_mfd"), None
+    with suppress(importlib.metadata.PackageNotFoundError):  # a copy of the code beside other packages
+        package = importlib.metadata.metadata("timm_mfd")
+        version = version or package["Version"]
+        urls = dict(url.split(", ", 1) for url in package.get_all("Project-URL") or [])
+        home = urls.get("Repository")
+    # Weights inside of the package came into it after the commit that trained them.
+    return {"version": version, "commit": None if tag else environment.get("git_commit"), "home": home}
 
 
 def _code(environment: Mapping[str, Any]) -> str:

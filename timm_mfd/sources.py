@@ -1,5 +1,6 @@
 """What a model is called on the command line, and what the run or the card behind the name says of it."""
 
+import os
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,21 @@ def data_of(name: str) -> dict[str, Any]:
         return {key: run.args[key] for key in ("dataset", "data_dir", "image_size")} if run else {}
     except (ValueError, KeyError) as error:
         raise ValueError(f"{run} is damaged ({error}); name the data set with --dataset") from None
+
+
+def data_name(dataset: str, data_dir: str | None) -> str:
+    """Return what people call a data set: images of their own by the name of the folder.
+
+    Args:
+        dataset: As for `load_dataset`.
+        data_dir: Where it lies.
+
+    Example:
+        >>> data_name("folder", "pictures/birds/")
+        'birds'
+    """
+    own = Path(data_dir).resolve().name if dataset == "folder" and data_dir else ""
+    return os.fsencode(own).decode("utf-8", "replace") or dataset
 
 
 def license_of(name: str, model: Any) -> str:

@@ -37,6 +37,7 @@ from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, load_dataset,
 from timm_mfd.figures import analysis_pictures
 from timm_mfd.launch import one_line_errors, prepare_cpu, start_all_processes
 from timm_mfd.models import arguments_for
+from timm_mfd.models.saved import names_by_index
 from timm_mfd.page import write_page
 from timm_mfd.pruning import Pruned, SilentInputs, prune_silent
 from timm_mfd.redundancy import CORRELATION_IMAGES, StageRedundancy, measure_redundancy
@@ -372,7 +373,7 @@ def class_name(model: nn.Module, index: int) -> str:
     names = model.pretrained_cfg.get("label_names")
     if not names and model.num_classes == 1000:
         return ImageNetInfo().index_to_description(index)
-    return names[index] if names else f"class {index}"
+    return names_by_index(names, model.num_classes)[index] if names else f"class {index}"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from timm_mfd import create_model
 from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, load_dataset, place
 from timm_mfd.evaluation import evaluate
 from timm_mfd.launch import one_line_errors, prepare_cpu
+from timm_mfd.models.saved import names_by_index
 from timm_mfd.sources import data_of, source_of
 
 
@@ -127,7 +128,7 @@ def as_trained(data: ImageData, model: torch.nn.Module, name: str) -> ImageData:
         raise ValueError(f"{name} has {model.num_classes} classes, {data.name} has {data.num_classes}")
     if getattr(model, "in_chans", 3) != 3:
         raise ValueError(f"{name} takes images of {model.in_chans} channels, {data.name} has 3")
-    labels = cfg.get("label_names")
+    labels = names_by_index(cfg.get("label_names") or [], model.num_classes)
     if labels and len(labels) != data.num_classes:
         raise ValueError(f"{name} has {len(labels)} label names for {data.num_classes} classes")
     if labels and tuple(labels) != tuple(data.class_names):

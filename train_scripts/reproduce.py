@@ -114,8 +114,8 @@ def list_runs(
     """
     with one_line_errors(ValueError):
         chosen = recipes.select(table, rows)
-        results_dir = results_dir or default_results(runs_dir, protocol, chosen)
-        everything = results.read_all(results_dir)
+        homes = {recipe: results_dir or default_results(runs_dir, protocol, recipe) for recipe in chosen}
+        everything = [result for home in sorted(set(homes.values())) for result in results.read_all(home)]
     found = [result for result in everything if result.protocol == protocol]
     how = recipes.PROTOCOLS[protocol]
     print(f"protocol {protocol}: {how.summary}, {how.epochs} epochs\n")
@@ -124,10 +124,10 @@ def list_runs(
         ours = [result for result in found if result.recipe == recipe.id]
         accuracy = spread([result.top1 for result in ours])
         states = [f"seeds {' '.join(str(result.seed) for result in ours)} done"] if ours else []
-        slug = results.path_of(results_dir, recipe, protocol, 0).stem.removesuffix("0")
+        slug = results.path_of(homes[recipe], recipe, protocol, 0).stem.removesuffix("0")
         for folder in sorted((runs_dir / protocol).glob(f"{slug}*")):
             seed = folder.name.removeprefix(slug)
-            run = Run(recipe, protocol, int(seed) if seed.isdigit() else -1, runs_dir, results_dir)
+            run = Run(recipe, protocol, int(seed) if seed.isdigit() else -1, runs_dir, homes[recipe])
             if run.seed >= 0 and RunFolder(folder).is_begun and not run.result.exists():
                 states.append(f"seed {run.seed} at epoch {run.epochs_done()} of {run.epochs}")
         paper = "-" if recipe.accuracy is None else f"{recipe.accuracy:.2f}"
@@ -184,16 +184,15 @@ def run(
         if seeds < 1:
             raise ValueError(f"--seeds must be at least 1, not {seeds}")
         chosen = recipes.select(table, rows)
-        results_dir = results_dir or default_results(runs_dir, protocol, chosen)
-        runs = [Run(recipe, protocol, seed, runs_dir, results_dir) for seed in range(seeds) for recipe in chosen]
+        homes = {recipe: results_dir or default_results(runs_dir, protocol, recipe) for recipe in chosen}
+        runs = [Run(recipe, protocol, seed, runs_dir, homes[recipe]) for seed in range(seeds) for recipe in chosen]
         options = ["--mixed-precision", mixed_precision, "--workers", str(workers), *["--compile"] * compile]
         do_missing(runs, parallel, options, data_dir, workers, cache_dir, deadline)
 
 
-def default_results(runs_dir: Path, protocol: str, chosen: Sequence[Recipe]) -> Path:
-    """Return where results go: those of trials, which say nothing of the paper, lie beside their runs."""
-    is_trial = protocol == "quick" or all(recipe.dataset == "digits" for recipe in chosen)
-    return runs_dir / "results" if is_trial else _RESULTS
+def default_results(runs_dir: Path, protocol: str, recipe: Recipe) -> Path:
+    """Return where a result goes: that of a trial, which says nothing of the paper, lies beside its run."""
+    return runs_dir / "results" if protocol == "quick" or recipe.dataset == "digits" else _RESULTS
 
 
 def deadline_in(minutes: float | None) -> float | None:
@@ -237,10 +236,9 @@ def do_missing(
     cached = ["--cache-dir", str(cache_dir)] if cache_dir else []
     if failed := train(missing, parallel, [*options, *cached], data_dir, deadline):
         sys.exit(f"{Path(sys.argv[0]).name}: {len(failed)} of {len(missing)} runs have no result: {', '.join(failed)}")
-    if missing:
-        place = missing[0].results_dir
-        where = "" if place == _RESULTS else f" --results-dir {place}"
-        print(f"results are in {place}; reproduce.py report{where} makes tables and pictures of them")
+    for folder in sorted({run.results_dir for run in missing}):
+        where = "" if folder == _RESULTS else f" --results-dir {folder}"
+        print(f"results are in {folder}; reproduce.py report{where} makes tables and pictures of them")
 
 
 def decode(datasets: Sequence[str], data_dir: Path, workers: int, cache_dir: Path | None, parallel: int) -> None:

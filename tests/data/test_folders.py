@@ -1,5 +1,6 @@
 """What lies in a folder is not believed blindly, and what is left out of it is counted."""
 
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from timm_mfd.data import ImageDecodeError, load_dataset
 from timm_mfd.data.decoding import decoded_batches
 from timm_mfd.data.images import FileImages, read_image
+from timm_mfd.sources import data_name
 
 
 def load(root):
@@ -37,8 +39,29 @@ def test_a_folder_of_the_system_is_no_class_wherever_it_lies(folder_dataset, nam
     assert f"left out of val/: 2 hidden or system names ({name})" in said
 
 
+def test_classes_that_are_hardly_meant_are_told(folder_dataset):
+    shutil.copytree(folder_dataset / "train" / "bee", folder_dataset / "train" / "ant" / "copy" / "bee")
+    for split in ("train", "val"):
+        shutil.copytree(folder_dataset / split / "bee", folder_dataset / split / "Bee ")
+    said = load(folder_dataset)[1]
+    assert "the classes 'Bee ' and 'bee' differ in capitals or spaces only" in said
+    assert "the folder 'train/ant/copy/bee' is named like another class, and its images count as 'ant'" in said
+
+
+def test_a_name_that_is_not_utf8_can_be_written_everywhere(folder_dataset):
+    for split in ("train", "val"):
+        (folder_dataset / split / "bee").rename(folder_dataset / split / os.fsdecode(b"B\xe4r"))
+    assert load(folder_dataset)[0].class_names == ("B\ufffdr", "ant", "cat")
+    assert data_name("folder", os.fsdecode(b"im\xe4g")) == "im\ufffdg"
+
+
+def test_a_folder_too_high_is_told_which_one_is_meant(folder_dataset):
+    with pytest.raises(ValueError, match="found images/; did you mean .*/images[?]$"):
+        load(folder_dataset.parent)
+
+
 def test_files_that_a_mac_or_windows_puts_beside_images_are_no_images(folder_dataset):
-    for name in ("._0.png", "Thumbs.db", ".DS_Store"):
+    for name in ("._0.png", "thumbs.db", ".DS_Store"):
         (folder_dataset / "train" / "ant" / name).write_bytes(b"not pixels")
     data, said = load(folder_dataset)
     assert len(data.train) == 24

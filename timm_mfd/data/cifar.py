@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 in whatever form they come: the same images in the same order, told by their digests."""
 
 import hashlib
-import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,6 @@ _CLASSES_100 = """
     skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
     tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,10 +131,10 @@ def load_cifar(name: str, root: Path, cache_dir: str | Path | None = None, worke
             continue
         if not is_archive:
             refuse(split, "images were changed, encoded anew or doubled, or are of another class")
-        _logger.warning(
-            "%s: the %s split has the official checksums and not the digest known here, which must be wrong; "
+        warnings.warn(
+            f"{name}: the {split} split has the official checksums and not the digest known here, which must be wrong; "
             "it is used under its own identity",
-            *(name, split),
+            stacklevel=2,
         )
     return ImageData(
         name=name,

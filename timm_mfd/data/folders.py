@@ -10,10 +10,10 @@ from pathlib import Path
 from .images import IMAGE_ENDINGS, FileImages, ImageData, read_image
 from .remarks import remarks
 
-# What systems put beside images, together with every name that begins with a dot.
+# What systems put beside images, in whatever letters, together with every name that begins with a dot.
 _OF_THE_SYSTEM = {
-    *("__MACOSX", "lost+found", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information"),
-    *("@eaDir", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot"),
+    *("__macosx", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+    *("$recycle.bin", "system volume information", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
 }
 
 
@@ -40,9 +40,11 @@ def load_folder(
     test_split = next((split for split in held_out if (root / split).is_dir()), None)
     if test_split is None or not (root / "train").is_dir():
         expected = " or ".join(f"{split}/" for split in held_out)
+        below = [path for path in sorted(root.iterdir()) if (path / "train").is_dir() and not is_hidden(path.name)]
+        hint = f"; did you mean {below[0]}?" if len(below) == 1 else ""
         raise ValueError(
             f"{name}: expected {str(root)!r} to hold train/ and {expected}, each with one folder per class, "
-            f"found {listing(root)}"
+            f"found {listing(root)}{hint}"
         )
     splits = ("train", test_split)
     train, test = (_Split.scan(root / split, [root / split for split in splits]) for split in splits)
@@ -50,6 +52,8 @@ def load_folder(
     for split in (train, test):
         if said := split.left_out(classes):
             warnings.warn(f"{name}: left out of {split.path.name}/: {said}", stacklevel=2)
+    for doubt in _doubts(classes, train, test):
+        warnings.warn(f"{name}: {doubt}", stacklevel=2)
     index = {label: number for number, label in enumerate(classes)}
     resize = image_size is not None if name == "folder" else None
     samples = [
@@ -62,7 +66,7 @@ def load_folder(
         name=name,
         train=file_images(samples[0], size, resize),
         test=file_images(samples[1], size, resize),
-        class_names=tuple(classes),
+        class_names=tuple(readable(label) for label in classes),
         test_split=test_split,
     )
 
@@ -107,6 +111,20 @@ def _classes(name: str, train: "_Split", test: "_Split") -> list[str]:
     return classes
 
 
+def _doubts(classes: Sequence[str], *splits: "_Split") -> Iterator[str]:
+    """Say what of the classes is hardly meant."""
+    alike: dict[str, str] = {}
+    for label in classes:
+        other = alike.setdefault(" ".join(label.casefold().split()), label)
+        if other != label:
+            yield f"the classes {other!r} and {label!r} differ in capitals or spaces only"
+    for split in splits:
+        for label, folders in split.folders.items():
+            for folder in [folder for folder in folders if Path(folder).name in {*classes} - {label}][:1]:
+                inside = f"{split.path.name}/{label}/{folder}"
+                yield f"the folder {inside!r} is named like another class, and its images count as {label!r}"
+
+
 @dataclass
 class _Split:
     """What lies in the folder of a split.
@@ -115,6 +133,7 @@ class _Split:
         path: The folder.
         images: Paths of the images of each class folder, both sorted.
         foreign: For each class folder, how many files of which ending are no images.
+        folders: For each class folder, the folders below it that have files.
         hidden: Names that are hidden or of the system.
         loops: Links that lead back into the data set.
         beside: How many files lie beside the class folders.
@@ -123,6 +142,7 @@ class _Split:
     path: Path
     images: dict[str, list[str]] = field(default_factory=dict)
     foreign: dict[str, Counter[str]] = field(default_factory=dict)
+    folders: dict[str, list[str]] = field(default_factory=dict)
     hidden: list[str] = field(default_factory=list)
     loops: list[str] = field(default_factory=list)
     beside: int = 0
@@ -146,8 +166,11 @@ class _Split:
                 found.loops.append(f"{path.name}/{entry.name}")
             else:
                 found.images[entry.name], found.foreign[entry.name] = [], Counter()
+                found.folders[entry.name] = []
                 for folder, names in sorted(found._folders(entry.path, all_splits)):
                     found._sort(entry.name, folder, names)
+                    if names and folder != entry.path:
+                        found.folders[entry.name].append(os.path.relpath(folder, entry.path))
         return found
 
     def _folders(self, top: str, splits: Sequence[Path]) -> Iterator[tuple[str, list[str]]]:
@@ -197,9 +220,14 @@ class _Split:
         return "; ".join(said)
 
 
+def readable(name: str) -> str:
+    """Return a name of a file as text, also one that is not UTF-8 and could not be written into a file."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def is_hidden(name: str) -> bool:
     """Return whether a name in a folder is nobody's image or class, such as `.ipynb_checkpoints` or `@eaDir`."""
-    return name.startswith(".") or name in _OF_THE_SYSTEM
+    return name.startswith(".") or name.lower() in _OF_THE_SYSTEM
 
 
 def _leads_back(link: Path, above: Sequence[Path], inside: Sequence[Path]) -> bool:

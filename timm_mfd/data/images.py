@@ -168,9 +168,9 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.
                 return image.convert("RGBA").convert("RGB")
             return image.convert("RGB")
     except Image.UnidentifiedImageError:
-        raise ImageDecodeError(
-            f"cannot decode {name or source}: not an image, or of a kind that Pillow does not read"
-        ) from None
+        empty = isinstance(source, str | Path) and os.path.getsize(source) == 0
+        what = "it is empty" if empty else "or of a kind that Pillow does not read"
+        raise ImageDecodeError(f"cannot decode {name or source}: not an image, {what}") from None
     except Exception as error:  # whatever a decoder raises on whatever lies there
         reason = getattr(error, "strerror", None) or first_words(error)
         raise ImageDecodeError(f"cannot decode {name or source}: {reason}") from None

@@ -10,7 +10,7 @@ import numpy as np
 from ..extras import require
 from .cifar import PUBLISHED, load_cifar
 from .facescrub import SIDE
-from .folders import file_images, listing, load_folder
+from .folders import file_images, listing, load_folder, readable
 from .hfds import load_hfds
 from .images import ArrayImages, FileImages, ImageData
 
@@ -60,7 +60,7 @@ def load_dataset(
         return _digits()
     if data_dir is None:
         raise ValueError(f"dataset {name!r} needs a data directory (--data-dir)")
-    root = Path(data_dir)
+    root = Path(os.path.expanduser(data_dir))
     if not root.is_dir():
         raise ValueError(f"data directory {str(root)!r} does not exist or is not a folder; choose another --data-dir")
     if name in PUBLISHED:
@@ -85,7 +85,7 @@ def single_image(path: str | Path, size: tuple[int, int]) -> ImageData:
     """
     images = FileImages([str(path)], [0], size, resize=True)
     pixels = ArrayImages(images[0][None], [0], images.paths)
-    name = os.fsencode(Path(path).name).decode("utf-8", "replace")
+    name = readable(Path(path).name)
     return ImageData(name, train=pixels, test=pixels, class_names=(name,), test_split="image")
 
 

@@ -102,7 +102,7 @@ def decoded(images: FileImages, cache_dir: str | Path | None, workers: int, titl
     """
     folder = _cache_folder(cache_dir)
     if folder is None:
-        print(f"{title}: decoded images are not kept: there is no home; choose a --cache-dir", file=sys.stderr)  # noqa: T201
+        _tell(f"{title}: decoded images are not kept: there is no home; choose a --cache-dir")
         return _decode(images, workers, title, quiet)
     key = cache_key(images)
     path = folder / f"{key[:32]}.safetensors"
@@ -133,7 +133,7 @@ def _alone(lock: Path, title: str) -> Iterator[None]:
             try:
                 held.enter_context(FileLock(lock, blocking=False))
             except Timeout:
-                print(f"{title}: waiting for another process that decodes it", file=sys.stderr, flush=True)  # noqa: T201
+                _tell(f"{title}: waiting for another process that decodes it")
                 held.enter_context(FileLock(lock))
         except (OSError, NotImplementedError):  # a folder or a file system that cannot be written to or locked
             pass
@@ -157,11 +157,11 @@ def read_cache(path: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
             if fits and header.get("crc32") == _checksum(pixels):
                 return pixels
     except PermissionError as error:
-        print(f"cannot read decoded images: {error}", file=sys.stderr)  # noqa: T201
+        _tell(f"cannot read decoded images: {error}")
         return None
     except (SafetensorError, OSError, KeyError):
         pass
-    print(f"{path} is damaged or belongs to other images; decoding again", file=sys.stderr)  # noqa: T201
+    _tell(f"{path} is damaged or belongs to other images; decoding again")
     return None
 
 
@@ -172,8 +172,9 @@ def _decode(images: FileImages, workers: int, title: str, quiet: bool) -> Tensor
     at_a_time = max(1, min(256, _BATCH_BYTES // (height * width * 3)))
     batches = decoded_batches(images, workers, batch_size=at_a_time)
     done = 0
-    if not quiet and not sys.stderr.isatty():  # where no bar is shown
-        print(f"decoding {title}: {len(images):,} images, once", file=sys.stderr, flush=True)  # noqa: T201
+    quiet = quiet or not _is_first()
+    if not quiet and not _is_terminal():  # where no bar is shown
+        _tell(f"decoding {title}: {len(images):,} images, once")
     with tqdm(total=len(images), desc=f"decoding {title}", unit="img", disable=True if quiet else None) as bar:
         for batch in batches:
             pixels[done : done + len(batch)] = batch
@@ -190,13 +191,26 @@ def _write_cache(path: Path, key: str, pixels: Tensor, quiet: bool) -> None:
         if quiet:
             return
         size = sum(file.stat().st_size for file in path.parent.glob("*.safetensors"))
-        print(  # noqa: T201
-            f"decoded images are kept in {path.parent}: {pixels.nbytes / 2**20:,.1f} MiB of {size / 2**20:,.1f} MiB, "
-            "which may be deleted at any time",
-            file=sys.stderr,
+        _tell(
+            f"decoded images are kept in {path.parent}: {pixels.nbytes / 2**20:,.1f} MiB of {size / 2**20:,.1f} MiB; "
+            "the folder may be deleted at any time, and --cache-dir chooses another one"
         )
     except (OSError, SafetensorError) as error:
-        print(f"decoded images are not cached in {path.parent}: {error}", file=sys.stderr)  # noqa: T201
+        _tell(f"decoded images are not cached in {path.parent}: {error}")
+
+
+def _is_first() -> bool:
+    """Return whether this is the process that speaks for all of a run."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()  # None where it is closed
+
+
+def _tell(text: str) -> None:
+    if _is_first():
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _checksum(pixels: Tensor) -> str:

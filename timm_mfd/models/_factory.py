@@ -47,6 +47,8 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     Example:
         >>> model = timm_mfd.create_model("resnet50_mfd", num_classes=100, stem="cifar")
     """
+    if not isinstance(name, str):
+        raise ValueError(f"the name of a model is a text, not {name!r:.60}")
     source, model_id = parse_model_name(name)
     if source is None:
         arch, tag = split_model_name_tag(model_id)

@@ -2,18 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from timm.models import PretrainedCfg, is_model
+from timm import create_model as timm_create_model
+from timm.models import PretrainedCfg, build_model_with_cfg, is_model
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-# The arguments by which a saved configuration may choose the network; others could do more than that.
-ARGUMENTS = frozenset(("num_classes", "in_chans", "global_pool", "img_size", "stem", "output_stride", "patch_size"))
+# A saved configuration chooses the network by arguments of its constructor; these are timm's own, and could do more.
+_TIMMS_OWN = frozenset((*signature(timm_create_model).parameters, *signature(build_model_with_cfg).parameters)) | {
+    *("features_only", "out_indices", "feature_cls", "pruned", "device", "dtype"),
+}
 _SOURCES = frozenset(("url", "file", "state_dict", "hf_hub_id", "source"))
 _PREPROCESSING = frozenset(field.name for field in fields(PretrainedCfg)) - _SOURCES
 
@@ -40,8 +44,11 @@ def check_config(folder: Path) -> dict[str, Any]:
         hint = "; did you mean its folder 'model'?" if (folder / "model" / CONFIG).is_file() else ""
         raise ValueError(f"no saved model in {str(folder)!r}: {CONFIG} missing{hint}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError:
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("\ufeff"):
+            raise ValueError(f"{str(path)!r} begins with a byte order mark, which timm does not read; save it without")
+        config = json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError):
         config = None
     if not isinstance(config, dict) or not all(
         isinstance(config.get(key, {}), dict) for key in ("model_args", "pretrained_cfg", "timm_mfd")
@@ -51,11 +58,8 @@ def check_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} names an unknown architecture: {config.get('architecture')!r}")
     arguments, preprocessing = config.get("model_args", {}), config.get("pretrained_cfg", {})
     for name, value in arguments.items():
-        if name not in ARGUMENTS or not _is_plain(value):
-            raise ValueError(
-                f"{str(path)!r} has the argument {name}={value!r}, which a saved model may not set; "
-                f"it may set {', '.join(sorted(ARGUMENTS))}"
-            )
+        if name in _TIMMS_OWN or not _is_plain(value):
+            raise ValueError(f"{str(path)!r} has the argument {name}={value!r}, which a saved model may not set")
     if unknown := sorted(preprocessing.keys() - _PREPROCESSING):
         raise ValueError(f"{str(path)!r} has an entry in pretrained_cfg that a saved model may not set: {unknown[0]}")
     classes = config.get("num_classes")
@@ -63,8 +67,9 @@ def check_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} must say num_classes as a number, not {classes!r}")
     if not isinstance(config.get("pruned", False), bool):
         raise ValueError(f"{str(path)!r} has pruned: {config['pruned']!r}, which is not true or false")
-    if not _are_texts(config.get("label_names", [])):
-        raise ValueError(f"{str(path)!r} has label_names that are not a list of names")
+    labels = config.get("label_names", [])
+    if not _are_texts(list(labels.values()) if isinstance(labels, dict) else labels):
+        raise ValueError(f"{str(path)!r} has label_names that are not a list of names, nor names by their index")
     for layer in ("classifier", "first_conv"):
         value = preprocessing.get(layer)
         if value is not None and not isinstance(value, str) and not _are_texts(value):
@@ -78,6 +83,19 @@ def check_config(folder: Path) -> dict[str, Any]:
     if len(set(said.values())) > 1:
         raise ValueError(f"{str(path)!r} contradicts itself: {', '.join(f'{k} is {v!r}' for k, v in said.items())}")
     return config
+
+
+def names_by_index(labels: Sequence[str] | Mapping[Any, str], classes: int) -> list[str]:
+    """Return one name per class of what timm keeps, which may be names by index with gaps between them.
+
+    Args:
+        labels: `label_names` of a configuration.
+        classes: How many there are.
+    """
+    if not isinstance(labels, Mapping):
+        return list(labels)
+    known = {str(index): name for index, name in labels.items()}
+    return [known.get(str(index), f"class {index}") for index in range(classes)]
 
 
 def check_weights(path: Path, config: Mapping[str, Any], sha256: str | None = None) -> Path:
