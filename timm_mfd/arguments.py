@@ -35,12 +35,15 @@ class Args:
     stem: Literal["auto", "imagenet", "small", "cifar"] = "auto"
     """First layers of an *_mfd model; auto is the paper's choice for the model and the size of the images."""
     dataset: str = "digits"
-    """digits, cifar10, cifar100, tiny_imagenet, facescrub, folder (train/ and val/ or test/ with one folder per class),
+    """digits, cifar10, cifar100, tiny_imagenet, facescrub, folder (train/ and val/ or test/ with a folder per class),
     hfds/ORG/NAME for a data set of the Hugging Face Hub, or hfds/./FOLDER for a folder that its library reads."""
     data_dir: str | None = None
     """Where the data set lies; digits needs none. For hfds/... where downloads are kept."""
     image_size: int | None = None
     """For --dataset folder and hfds/NAME: resize all images to this side."""
+    val_fraction: float | None = None
+    """For --dataset folder with the class folders alone, or train/ alone: hold out this part of the images. Which
+    images, --seed decides; those of equal content stay together."""
     criterion: CriterionName = "softmax"
     """Classification loss beside MFD: softmax cross-entropy, Center Loss, AM-Softmax or ArcFace."""
     label_smoothing: float = 0.0

@@ -34,20 +34,22 @@ def source_of(name: str) -> str:
 
 
 def data_of(name: str) -> dict[str, Any]:
-    """Return which data set a run was trained on, where it lay, and the size that its images were resized to.
+    """Return which data set a run was trained on, where it lay, the size of its images, and what was held out.
 
     Args:
         name: From the command line: a run folder, or the folder of the model in it.
 
     Returns:
-        `dataset`, `data_dir` and `image_size`; nothing if it is no run.
+        `dataset`, `data_dir`, `image_size`, `val_fraction` and `seed`; nothing if it is no run.
 
     Raises:
         ValueError: If the arguments of the run are damaged.
     """
-    run = RunFolder.of(name)
+    if not (run := RunFolder.of(name)):
+        return {}
     try:
-        return {key: run.args[key] for key in ("dataset", "data_dir", "image_size")} if run else {}
+        found = {key: run.args[key] for key in ("dataset", "data_dir", "image_size", "seed")}
+        return found | {"val_fraction": run.args.get("val_fraction")}
     except (ValueError, KeyError) as error:
         raise ValueError(f"{run} is damaged ({error}); name the data set with --dataset") from None
 

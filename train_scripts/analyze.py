@@ -75,6 +75,10 @@ class Args:
     """New folder for --model without the channels that are 0 on every held-out image; needs timm_mfd[prune]."""
     tau: float = 0.95
     """Every pair of a group of near-duplicates has |r| above it."""
+    val_fraction: float | None = None
+    """For --dataset folder without a held-out split: the part that was held out of the training, with --seed."""
+    seed: int = 0
+    """For --val-fraction: that of the training. Default: that of the run."""
     batch_size: int = 128
     """Images at a time in each process."""
     workers: int = 2
@@ -105,7 +109,10 @@ def main(args: Args) -> None:
             prepare_cpu()
         torch.backends.cudnn.allow_tf32 = False  # or the logits of a pruned model would differ by its rounding
         shared = {"cache_dir": args.cache_dir, "workers": args.workers}
-        data = load_dataset(args.dataset, args.data_dir, args.image_size, **shared) if args.dataset else None
+        held_out = {"val_fraction": args.val_fraction, "seed": args.seed}
+        data = (
+            load_dataset(args.dataset, args.data_dir, args.image_size, **held_out, **shared) if args.dataset else None
+        )
         size = data.image_size if data else (args.image_size,) * 2 if args.image_size else None
         names = [args.model, *([args.compare] if args.compare else [])]
         opened = {name: open_model(name, size, device) for name in names}

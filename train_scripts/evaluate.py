@@ -42,6 +42,10 @@ class Args:
     image_size: int | None = None
     """For folder and hfds/NAME: resize all images to this side. Default: as they are. Images are taken whole,
     without the central crop of timm's own evaluation."""
+    val_fraction: float | None = None
+    """For --dataset folder without a held-out split: the part that was held out of the training, with --seed."""
+    seed: int = 0
+    """For --val-fraction: that of the training. Default: that of the run."""
     batch_size: int = 256
     """Images at a time; it does not change the counts."""
     mixed_precision: Literal["no", "bf16"] = "no"
@@ -84,7 +88,9 @@ def with_data_of_run(args: Args) -> Args:
 
 def measure(args: Args) -> dict[str, Any]:
     """Load model and data, check that they speak of the same classes, and count."""
-    data = load_dataset(args.dataset, args.data_dir, args.image_size, cache_dir=args.cache_dir, workers=args.workers)
+    held_out = {"val_fraction": args.val_fraction, "seed": args.seed}
+    shared = {"cache_dir": args.cache_dir, "workers": args.workers}
+    data = load_dataset(args.dataset, args.data_dir, args.image_size, **held_out, **shared)
     model = create_model(source_of(args.model), pretrained=True)
     data = as_trained(data, model, args.model)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -92,7 +98,7 @@ def measure(args: Args) -> dict[str, Any]:
         prepare_cpu()
     torch.backends.cudnn.allow_tf32 = False  # convolutions in float32 as on a CPU: one image more or less is seen
     identity = data.identity()
-    data = place(data, "auto", device, workers=args.workers, cache_dir=args.cache_dir)
+    data = place(data, "auto", device, **shared)
     loader = EvalLoader(data, args.batch_size, device=device, workers=args.workers)
     model = model.to(device, memory_format=torch.channels_last)
     bf16 = partial(torch.autocast, device.type, torch.bfloat16)

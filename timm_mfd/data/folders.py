@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .held_out import split_held_out
 from .images import IMAGE_ENDINGS, FileImages, ImageData, read_image
 from .remarks import remarks
 
@@ -18,7 +19,12 @@ _OF_THE_SYSTEM = {
 
 
 def load_folder(
-    root: Path, image_size: int | None = None, name: str = "folder", held_out: Sequence[str] = ("val", "test")
+    root: Path,
+    image_size: int | None = None,
+    name: str = "folder",
+    held_out: Sequence[str] = ("val", "validation", "valid", "test"),
+    val_fraction: float | None = None,
+    seed: int = 0,
 ) -> ImageData:
     """Open a folder of class folders.
 
@@ -26,10 +32,12 @@ def load_folder(
     left out, with a warning that counts them.
 
     Args:
-        root: Holds `train/` and one of `held_out`.
+        root: Holds `train/` and one of `held_out`, or with `val_fraction` `train/` alone or the class folders.
         image_size: Resize every image to this side. Default: all must be as large as the first.
         name: What to call the data set.
         held_out: Names for the held-out split, in the order of preference.
+        val_fraction: Hold out this part of the images, see `split_held_out`.
+        seed: Which of them.
 
     Returns:
         Its images, in the order of class names and paths.
@@ -38,37 +46,69 @@ def load_folder(
         ValueError: If the layout is another one, there are fewer than two classes, or one has no training images.
     """
     test_split = next((split for split in held_out if (root / split).is_dir()), None)
-    if test_split is None or not (root / "train").is_dir():
-        expected = " or ".join(f"{split}/" for split in held_out)
-        below = [path for path in sorted(root.iterdir()) if (path / "train").is_dir() and not is_hidden(path.name)]
-        hint = f"; did you mean {below[0]}?" if len(below) == 1 else ""
-        raise ValueError(
-            f"{name}: expected {str(root)!r} to hold train/ and {expected}, each with one folder per class, "
-            f"found {listing(root)}{hint}"
-        )
-    splits = ("train", test_split)
-    train, test = (_Split.scan(root / split, [root / split for split in splits]) for split in splits)
-    classes = _classes(name, train, test)
-    for split in (train, test):
-        if said := split.left_out(classes):
-            warnings.warn(f"{name}: left out of {split.path.name}/: {said}", stacklevel=2)
-    for doubt in _doubts(classes, train, test):
-        warnings.warn(f"{name}: {doubt}", stacklevel=2)
-    index = {label: number for number, label in enumerate(classes)}
     resize = image_size is not None if name == "folder" else None
-    samples = [
-        [(path, index[label]) for label in classes for path in split.images.get(label, ())] for split in (train, test)
-    ]
-    size = (image_size, image_size) if image_size else read_image(samples[0][0][0]).size[::-1]
-    for remark in remarks([path for path, _ in samples[0]]):
+    if val_fraction is not None:
+        classes, train_samples, test_samples = _held_out_part(root, name, test_split, val_fraction, seed)
+        test_split = "held-out part"
+    else:
+        if test_split is None or not (root / "train").is_dir():
+            raise ValueError(_other_layout(root, name, held_out))
+        splits = [root / split for split in ("train", test_split)]
+        train, test = (_Split.scan(split, splits) for split in splits)
+        classes = _classes(name, train, test)
+        train_samples, test_samples = (split.samples(classes) for split in (train, test))
+        _warn(name, classes, train, test)
+    size = (image_size, image_size) if image_size else read_image(train_samples[0][0]).size[::-1]
+    for remark in remarks([path for path, _ in train_samples]):
         warnings.warn(f"{name}: {remark}", stacklevel=2)
     return ImageData(
         name=name,
-        train=file_images(samples[0], size, resize),
-        test=file_images(samples[1], size, resize),
+        train=file_images(train_samples, size, resize),
+        test=file_images(test_samples, size, resize),
         class_names=tuple(readable(label) for label in classes),
         test_split=test_split,
     )
+
+
+def _other_layout(root: Path, name: str, held_out: Sequence[str]) -> str:
+    expected = " or ".join(f"{split}/" for split in held_out)
+    below = [path for path in sorted(root.iterdir()) if path.is_dir() and not is_hidden(path.name)]
+    datasets = [path for path in below if (path / "train").is_dir()]
+    hint = f"; did you mean {datasets[0]}?" if len(datasets) == 1 else ""
+    if name == "folder" and not datasets and below:
+        hint = "; a val_fraction (--val-fraction 0.2) holds out a part of images that come without one"
+    return (
+        f"{name}: expected {str(root)!r} to hold train/ and {expected}, each with one folder per class, "
+        f"found {listing(root)}{hint}"
+    )
+
+
+def _held_out_part(
+    root: Path, name: str, test_split: str | None, fraction: float, seed: int
+) -> tuple[list[str], list[tuple[str, int]], list[tuple[str, int]]]:
+    """Return the classes of a folder without a held-out split, and the samples of its two parts."""
+    top = root / "train" if (root / "train").is_dir() else root
+    if top != root and test_split:
+        raise ValueError(f"{name}: {str(root)!r} has {test_split}/ already; leave val_fraction (--val-fraction) out")
+    if not 0 < fraction < 1:
+        raise ValueError(f"val_fraction (--val-fraction) must be between 0 and 1, not {fraction:g}")
+    everything = _Split.scan(top, [top])
+    classes = _classes(name, everything, everything)
+    _warn(name, classes, everything)
+    samples = everything.samples(classes)
+    if single := [label for label in classes if len(everything.images[label]) == 1]:
+        raise ValueError(f"{name}: class {single[0]!r} has one image, of which nothing can be held out; add another")
+    parts = split_held_out([path for path, _ in samples], [classes[label] for _, label in samples], fraction, seed)
+    train, test = ([samples[index] for index in part] for part in parts)
+    return classes, train, test
+
+
+def _warn(name: str, classes: Sequence[str], *splits: "_Split") -> None:
+    for split in splits:
+        if said := split.left_out(classes):
+            warnings.warn(f"{name}: left out of {split.path.name}/: {said}", stacklevel=3)
+    for doubt in _doubts(classes, *splits):
+        warnings.warn(f"{name}: {doubt}", stacklevel=3)
 
 
 def file_images(samples: Sequence[tuple[str, int]], size: tuple[int, int], resize: bool | None = None) -> FileImages:
@@ -200,6 +240,10 @@ class _Split:
                 self.images[label].append(os.path.join(folder, name))
             else:
                 self.foreign[label][os.path.splitext(name)[1].lower()] += 1
+
+    def samples(self, classes: Sequence[str]) -> list[tuple[str, int]]:
+        """Return path and label of every image, in the order of the classes and paths."""
+        return [(path, label) for label, name in enumerate(classes) for path in self.images.get(name, ())]
 
     def left_out(self, classes: Sequence[str]) -> str:
         """Say what is left out beside the classes; empty if nothing is."""

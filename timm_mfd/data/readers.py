@@ -22,6 +22,8 @@ def load_dataset(
     data_dir: str | Path | None = None,
     image_size: int | None = None,
     *,
+    val_fraction: float | None = None,
+    seed: int = 0,
     cache_dir: str | Path | None = None,
     workers: int = 0,
 ) -> ImageData:
@@ -31,6 +33,8 @@ def load_dataset(
         name: One of `DATASETS`, or `hfds/` and a data set of the Hugging Face Hub.
         data_dir: Where it lies; not needed for `digits`, and for `hfds/` where downloads are kept.
         image_size: For `folder` and `hfds/`: resize every image to this side. Default: all images must have one size.
+        val_fraction: For `folder`: hold out this part of the images, which come without a held-out split.
+        seed: For `val_fraction`: which of them.
         cache_dir: For CIFAR in image files, which is compared with the published pixels, and so decoded, when it is
             opened: where the pixels are kept. Default: as for `place`.
         workers: For the same: decoding processes.
@@ -46,6 +50,8 @@ def load_dataset(
     Example:
         >>> data = load_dataset("tiny_imagenet", "data/tiny-imagenet-200")
     """
+    if val_fraction is not None and name != "folder":
+        raise ValueError(f"val_fraction (--val-fraction) {val_fraction:g} is for 'folder'; {name!r} has its own split")
     if name.startswith("hfds/"):
         return load_hfds(name.removeprefix("hfds/"), None if data_dir is None else Path(data_dir), image_size)
     if name not in DATASETS:
@@ -66,7 +72,7 @@ def load_dataset(
     if name in PUBLISHED:
         return load_cifar(name, root, cache_dir, workers)
     if name == "folder":
-        return load_folder(root, image_size)
+        return load_folder(root, image_size, val_fraction=val_fraction, seed=seed)
     return {"tiny_imagenet": _tiny_imagenet, "facescrub": _facescrub}[name](root)
 
 

@@ -27,7 +27,10 @@ def load_data(args: Args) -> tuple[Args, ImageData, str]:
     own = preprocessing_of(args.model) if args.pretrained or is_saved else None
     if own and args.image_size is None and (args.dataset == "folder" or args.dataset.startswith("hfds/")):
         args = replace(args, image_size=max(own.input_size[1:]))
-    data = load_dataset(args.dataset, args.data_dir, args.image_size, cache_dir=args.cache_dir, workers=args.workers)
+    data = load_dataset(
+        args.dataset, args.data_dir, args.image_size,
+        val_fraction=args.val_fraction, seed=args.seed, cache_dir=args.cache_dir, workers=args.workers,
+    )  # fmt: skip
     if own is None:
         return args, data, ""
     mean, std = ((*values,) * (3 // len(values)) for values in (own.mean, own.std))  # some have one for all channels
