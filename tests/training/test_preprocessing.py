@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import timm
@@ -40,8 +41,8 @@ def test_what_is_trained_further_is_evaluated_and_saved_so(half, folder_dataset,
     """The saved model and timm's own transform agree with the run about every held-out image."""
     train.main(
         Args(
-            model=half, pretrained=True, dataset="folder", data_dir=str(folder_dataset), epochs=1, batch_size=8, lr=0.01,
-            workers=0, output_dir="run",
+            model=half, pretrained=True, dataset="folder", data_dir=str(folder_dataset), epochs=1, batch_size=8,
+            lr=0.01, workers=0, output_dir="run",
         )
     )  # fmt: skip
     assert "mean 0.5 0.5 0.5" in capsys.readouterr().out
@@ -53,7 +54,7 @@ def test_what_is_trained_further_is_evaluated_and_saved_so(half, folder_dataset,
     for label, name in enumerate(("ant", "bee", "cat")):
         for path in (folder_dataset / "val" / name).iterdir():
             hits += int(model(transform(Image.open(path).convert("RGB"))[None]).argmax() == label)
-    assert json.loads(open("run/summary.json").read())["top1"] == pytest.approx(100 * hits / 12)
+    assert json.loads(Path("run/summary.json").read_text())["top1"] == pytest.approx(100 * hits / 12)
 
 
 def test_a_transformer_is_built_for_the_images_and_says_when_they_are_a_handful_of_patches(folder_dataset, capsys):
