@@ -91,6 +91,13 @@ class Args:
     """Largest norm of the gradient of all parameters; longer ones are scaled down to it."""
     drop_path: float = 0.0
     """Probability of leaving out the last residual block of a network that supports it (stochastic depth)."""
+    augment: Literal["paper", "timm"] = "paper"
+    """paper: random crops of padded images and flips; timm: random crops of other sizes, flips and what follows, from
+    images of their own size, and evaluation with timm's crop of resized images."""
+    aa: str | None = None
+    """For --augment timm: auto-augmentation by timm's name for it, such as rand-m9-mstd0.5-inc1."""
+    random_erasing: float = 0.0
+    """For --augment timm: probability of erasing a rectangle of an image."""
     mixup: float = 0.0
     """Alpha of MixUp; 0 is off."""
     cutmix: float = 0.0
@@ -217,6 +224,11 @@ class Args:
             raise ValueError(f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"--drop-path must be in [0, 1), not {self.drop_path}")
+        for flag, value in (("--aa", self.aa), ("--random-erasing", self.random_erasing)):
+            if value and self.augment != "timm":
+                raise ValueError(f"{flag} {value} needs --augment timm")
+        if not 0 <= self.random_erasing <= 1:
+            raise ValueError(f"--random-erasing must be in [0, 1], not {self.random_erasing}")
         for flag, alpha in (("--mixup", self.mixup), ("--cutmix", self.cutmix)):
             if not (math.isfinite(alpha) and alpha >= 0):
                 raise ValueError(f"{flag} must be a finite number from 0, not {alpha}")

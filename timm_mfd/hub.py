@@ -57,6 +57,7 @@ def save_pretrained(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: tuple[int, int] | None = None,
+    crop_pct: float = 1.0,
     license: str = "apache-2.0",
     repo_id: str | None = None,
     run: Mapping[str, Any] | None = None,
@@ -74,6 +75,7 @@ def save_pretrained(
         mean: Per-channel mean of pixel values in [0, 1] that the model was trained with.
         std: Per-channel standard deviation.
         image_size: `(H, W)` of the images.
+        crop_pct: With `image_size`: how much of the shorter side of a test image timm's central crop is to keep.
         license: Licence of the weights, by the Hub's name, for the card.
         repo_id: Where it will be published, for the card.
         run: How it was trained, for the card: `args` and `summary` as a run folder has them.
@@ -114,8 +116,8 @@ def save_pretrained(
         raise FileExistsError(f"{str(folder)!r} is there already; choose a new folder for the model")
     copy = deepcopy(plain).cpu().to(memory_format=torch.contiguous_format)
     preprocessing: dict[str, object] = {}
-    if image_size is not None:  # the size as it is: nothing is cropped off a test image
-        preprocessing |= {"input_size": (plain.in_chans, *image_size), "crop_pct": 1.0}
+    if image_size is not None:
+        preprocessing |= {"input_size": (plain.in_chans, *image_size), "crop_pct": crop_pct}
     if mean is not None:
         preprocessing["mean"] = mean
     if std is not None:

@@ -40,8 +40,8 @@ class Args:
     data_dir: str | None = None
     """Where the data set lies; digits needs none."""
     image_size: int | None = None
-    """For folder and hfds/NAME: resize all images to this side. Default: as they are. Images are taken whole,
-    without the central crop of timm's own evaluation."""
+    """For folder and hfds/NAME: resize all images to this side. Default: as they are. Of resized images
+    the part is taken that the model's configuration names (its crop_pct)."""
     val_fraction: float | None = None
     """For --dataset folder without a held-out split: the part that was held out of the training, with --seed."""
     seed: int = 0
@@ -144,7 +144,7 @@ def as_trained(data: ImageData, model: torch.nn.Module, name: str) -> ImageData:
         )
     if cfg.get("fixed_input_size") and tuple(cfg["input_size"][1:]) != data.image_size:
         raise ValueError(f"{name} needs images of {cfg['input_size'][1:]}, {data.name} has {data.image_size}")
-    return replace(data, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
+    return replace(data, mean=tuple(cfg["mean"]), std=tuple(cfg["std"])).cropped(cfg["crop_pct"])
 
 
 if __name__ == "__main__":

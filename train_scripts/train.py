@@ -27,6 +27,7 @@ from timm_mfd.arguments import Args
 from timm_mfd.criteria import create_criterion
 from timm_mfd.data import EvalLoader, ImageDecodeError, TrainLoader, place
 from timm_mfd.data.mixing import Mixing
+from timm_mfd.data.timm_augmentation import AugmentedImages
 from timm_mfd.evaluation import evaluate
 from timm_mfd.launch import one_line_errors, start_all_processes
 from timm_mfd.models import arguments_for
@@ -74,10 +75,15 @@ def main(args: Args) -> None:
 
         # 3. Batches on the device. Order, crops and flips are functions of (seed, epoch), whatever the processes.
         with accelerator.local_main_process_first():  # the others read the cache that the first one wrote
-            share = {"processes": accelerator.num_processes, "quiet": not accelerator.is_local_main_process}
-            data = place(data, args.loader, device, workers=args.workers, cache_dir=args.cache_dir, **share)
+            share = {"workers": args.workers, "cache_dir": args.cache_dir, "processes": accelerator.num_processes}
+            share["quiet"] = not accelerator.is_local_main_process
+            data = place(data, args.loader, device, train=args.augment == "paper", **share)
         shard = {"rank": accelerator.process_index, "processes": accelerator.num_processes, "device": device}
-        train_loader = TrainLoader(data, args.batch_size, seed=args.seed, workers=args.workers, **shard)
+        by_timm = partial(AugmentedImages, data, seed=args.seed, aa=args.aa, random_erasing=args.random_erasing)
+        augmented = by_timm() if args.augment == "timm" else None
+        train_loader = TrainLoader(
+            data, args.batch_size, seed=args.seed, augmented=augmented, workers=args.workers, **shard
+        )
         test_loader = EvalLoader(data, 256, workers=args.workers, **shard)
         mixing = Mixing(data.num_classes, mixup=args.mixup, cutmix=args.cutmix, seed=args.seed)
         run.begin(task, shapes, train_loader, preprocessing)  # makes the folder, says what is going to be done

@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import first_words
 from ..interruption import STOP_SIGNALS
-from .images import FileImages, ImageDecodeError
+from .images import ImageDecodeError
 
 
-def decoded_batches(images: FileImages, workers: int, **options: Any) -> Iterator[Tensor]:
+def decoded_batches(images: Dataset[Tensor], workers: int, **options: Any) -> Iterator[Tensor]:
     """Iterate over a `DataLoader` whose processes leave SIGTERM, SIGHUP and Ctrl-C to the training process.
 
     Signals often go to all processes of a job. The training process still has to finish its step and to save its state
     then, and the death of a decoding process would cut that short.
 
     Args:
-        images: Image files.
+        images: What decodes an image when it is indexed.
         workers: Number of processes.
         **options: As for `DataLoader`.
 

@@ -32,7 +32,8 @@ class HubImages(FileImages):
         super().__init__(names, labels, size, resize)
         self._reader = reader
 
-    def _read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> Image.Image:
+        """Decode one image, of its own size."""
         with _encoded(self._reader, index, self.paths[index]) as file:
             return read_image(file, name=self.paths[index])
 

@@ -2,10 +2,12 @@
 
 import functools
 import hashlib
+import math
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +16,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize
 
 from ..errors import first_words
 
@@ -84,7 +88,12 @@ class FileImages(Dataset[Tensor]):
         size: `(H, W)` of every image. An image of another size is an error unless `resize`.
         resize: Scale the shorter side and crop the centre to `size`. None: no, and whoever opens the data set cannot
             choose it.
+
+    Attributes:
+        crop_pct: When images are resized, how much of the shorter side the crop keeps.
     """
+
+    crop_pct: float = 1.0
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int], size: tuple[int, int], resize: bool | None = False):
         self.paths = list(paths)
@@ -99,7 +108,8 @@ class FileImages(Dataset[Tensor]):
     def identity(self) -> str:
         """Return a sha256 that stays when the folder moves: names, sizes and labels, and the bytes of some files."""
         some = set(range(0, len(self), max(1, len(self) // 256)))
-        digest = hashlib.sha256(repr((self.size, self.resize)).encode())
+        cropped = () if self.crop_pct == 1 else (self.crop_pct,)
+        digest = hashlib.sha256(repr((self.size, self.resize, *cropped)).encode())
         for index, (path, label) in enumerate(zip(self.paths, self.labels.tolist(), strict=True)):
             try:
                 size, content = os.path.getsize(path), b""
@@ -117,17 +127,22 @@ class FileImages(Dataset[Tensor]):
             ImageDecodeError: If the file cannot be decoded or has another size.
         """
         path = self.paths[index]
-        image = self._read(index)
-        if image.size != self.size[::-1]:
+        image = self.read(index)
+        if image.size != self.size[::-1] or (self.resize and self.crop_pct < 1):
             if not self.resize:
                 raise ImageDecodeError(
                     f"{path} is {image.width}x{image.height}, the other images are {self.size[1]}x{self.size[0]}"
                     f"{self._remedy}"
                 )
-            image = ImageOps.fit(image, self.size[::-1], method=Image.Resampling.BICUBIC)
+            if self.crop_pct < 1:  # as timm evaluates
+                image = resize(image, [math.floor(min(self.size) / self.crop_pct)], InterpolationMode.BICUBIC)
+                image = center_crop(image, list(self.size))
+            else:
+                image = ImageOps.fit(image, self.size[::-1], method=Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(image))
 
-    def _read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> Image.Image:
+        """Decode one image, of its own size."""
         return read_image(self.paths[index])
 
     def fingerprint(self) -> str:
@@ -210,6 +225,7 @@ class ImageData:
         pad: Zero pixels added on each side before the random crop.
         flip: Whether a mirrored image still is of its class.
         test_split: What `test` is, for tables and cards.
+        crop_pct: How much of the shorter side of a resized test image the crop keeps.
         source: Which of several forms it was read from, and where, for the screen.
     """
 
@@ -222,6 +238,7 @@ class ImageData:
     pad: int = 4
     flip: bool = True
     test_split: str = "test"
+    crop_pct: float = 1.0
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -233,6 +250,14 @@ class ImageData:
                 raise ValueError(
                     f"{self.name}: label {int(outside[0])} in {split} is outside the {self.num_classes} classes"
                 )
+
+    def cropped(self, crop_pct: float) -> "ImageData":
+        """Return the data set with test images as timm's central crop shows them; only resized ones are cropped."""
+        if not (isinstance(self.test, FileImages) and self.test.resize):
+            return self
+        test = copy(self.test)
+        test.crop_pct = crop_pct
+        return replace(self, test=test, crop_pct=crop_pct)
 
     def identity(self) -> str:
         """Return a sha256 that changes when the images or classes do: what a resumed run must find again."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from .augmentation import EpochPlan, crop_and_flip, normalise, plan_epoch, windows
 from .decoding import decoded_batches
 from .images import ArrayImages, FileImages, ImageData
+from .timm_augmentation import AugmentedImages
 
 
 class TrainLoader:
@@ -23,7 +24,8 @@ class TrainLoader:
         device: Where batches go.
         rank: Number of this process.
         processes: Number of processes.
-        workers: Decoding processes for image files.
+        workers: Decoding processes for image files, and for `augmented`.
+        augmented: The images after timm's augmentation. Default: the paper's.
 
     Raises:
         ValueError: If `batch_size` is not a positive multiple of `processes`, or larger than the data set.
@@ -43,6 +45,7 @@ class TrainLoader:
         rank: int = 0,
         processes: int = 1,
         workers: int = 0,
+        augmented: AugmentedImages | None = None,
     ):
         if batch_size < 1 or batch_size % processes:
             raise ValueError(f"batch size {batch_size} must be a positive multiple of the {processes} processes")
@@ -58,6 +61,7 @@ class TrainLoader:
         self.rank = rank
         self.processes = processes
         self.workers = workers
+        self.augmented = augmented
 
     def __len__(self) -> int:
         return len(self.data.train) // self.batch_size
@@ -78,12 +82,24 @@ class TrainLoader:
             choice[: len(self) * self.batch_size].view(len(self), -1)[start:, self.rank :: self.processes]
             for choice in self._plan(epoch)
         )
+        if self.augmented is not None:
+            yield from self._by_timm(self.augmented, epoch, order)
+            return
         top, left, flip = (choice.to(self.device) for choice in choices)
         shown = windows(top, left, flip, *data.image_size)
         mean, std = _normalisation(data, self.device)
         batches = _fetch(data.train, order, self.device, self.workers)
         for rows, columns, (pixels, labels) in zip(*shown, batches, strict=True):
             yield normalise(crop_and_flip(pixels, rows, columns, data.pad), mean, std), labels
+
+    def _by_timm(self, augmented: AugmentedImages, epoch: int, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        labels = self.data.train.labels.to(self.device)[order.to(self.device)]
+        places = [[(epoch, index) for index in row] for row in order.tolist()]
+        pin = self.device.type == "cuda"
+        batches = decoded_batches(augmented, self.workers, batch_sampler=places, pin_memory=pin)
+        for row, images in zip(labels, batches, strict=True):
+            moved = images.to(self.device, non_blocking=True)
+            yield moved.contiguous(memory_format=torch.channels_last), row
 
     def batch_indices(self, epoch: int, step: int) -> list[int]:
         """Return which training images all processes together see in a step."""

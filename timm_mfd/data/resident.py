@@ -40,6 +40,7 @@ def place(
     processes: int = 1,
     cache_dir: str | Path | None = None,
     quiet: bool = False,
+    train: bool = True,
 ) -> ImageData:
     """Put a data set where training reads it fastest.
 
@@ -52,6 +53,7 @@ def place(
         processes: Training processes that share the memory.
         cache_dir: Where decoded images are kept between runs. Default: `~/.cache/timm_mfd`, or under `XDG_CACHE_HOME`.
         quiet: Show no progress bar.
+        train: Whether the training images go there, too, or stay as they are, to be augmented from their own size.
 
     Returns:
         The same data set; its images are `ArrayImages` on the device if resident.
@@ -75,7 +77,8 @@ def place(
             pixels = images.pixels
         return ArrayImages(pixels.to(device), images.labels, images.paths)
 
-    return replace(data, train=resident(data.train, "train"), test=resident(data.test, data.test_split))
+    test = resident(data.test, data.test_split)
+    return replace(data, train=resident(data.train, "train") if train else data.train, test=test)
 
 
 def resident_bytes(data: ImageData) -> int:
@@ -142,7 +145,8 @@ def _alone(lock: Path, title: str) -> Iterator[None]:
 
 def cache_key(images: FileImages) -> str:
     """Return a sha256 that changes whenever the images would decode to other pixels."""
-    parts = (_DECODER, images.size, images.resize, images.fingerprint())
+    cropped = () if images.crop_pct == 1 else (images.crop_pct,)
+    parts = (_DECODER, images.size, images.resize, *cropped, images.fingerprint())
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

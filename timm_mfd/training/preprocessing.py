@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from timm.data import DEFAULT_CROP_PCT
+
 from ..arguments import Args
 from ..data import ImageData, load_dataset
 from ..models import preprocessing_of
@@ -31,6 +33,8 @@ def load_data(args: Args) -> tuple[Args, ImageData, str]:
         args.dataset, args.data_dir, args.image_size,
         val_fraction=args.val_fraction, seed=args.seed, cache_dir=args.cache_dir, workers=args.workers,
     )  # fmt: skip
+    if args.augment == "timm":
+        data = data.cropped(own.crop_pct if own else DEFAULT_CROP_PCT)
     if own is None:
         return args, data, ""
     mean, std = ((*values,) * (3 // len(values)) for values in (own.mean, own.std))  # some have one for all channels

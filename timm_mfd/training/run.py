@@ -238,6 +238,7 @@ class Run:
         shutil.rmtree(new, ignore_errors=True)
         save_pretrained(
             model, new, label_names=data.class_names, mean=data.mean, std=data.std, image_size=data.image_size,
+            crop_pct=data.crop_pct,
             run={"args": self._content, "summary": summary},
         )  # fmt: skip
         self.folder.put_model(new)
