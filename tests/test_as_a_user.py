@@ -111,6 +111,8 @@ def check_starts_end_in_one_line(names, tmp_path, monkeypatch):
             there.chdir(tmp_path / str(number))
             if prepare:
                 prepare()
+        while run_dir._held:  # of runs that were trained here, and that others are to go on with
+            os.close(run_dir._held.pop())
         starts.append((tmp_path / str(number), on_the_command_line(change)))
     for name, (code, said) in zip(names, start(starts), strict=True):
         *before, last = said.splitlines()
