@@ -23,6 +23,7 @@ from ..hub import save_pretrained
 from ..launch import on_main_process
 from ..loss.samples import Scope, effective_samples
 from ..redundancy import CORRELATION_IMAGES, mean_abs_correlation
+from ..sources import data_name
 from ..stages import StageInfo
 from ..task import MFDClassificationTask
 from .diagnosis import (
@@ -151,8 +152,8 @@ class Run:
         self.warnings = self._warnings([stage for stage, _ in shapes], sizes, task)
         self._device = f"{processes} x {self.record['environment']['device']}, {torch.get_num_threads()} CPU threads"
         self._device += f", precision {args.mixed_precision}"
-        data = self.data
-        self._say(f"{args.model} on {data.name} ({len(data.train):,} training, {len(data.test):,} held-out images)")
+        data, name = self.data, data_name(args.dataset, args.data_dir)
+        self._say(f"{args.model} on {name} ({len(data.train):,} training, {len(data.test):,} held-out images)")
         for words in (data.source and f"read from the {data.source}", preprocessing):
             if words:
                 self._say(words)
@@ -245,7 +246,8 @@ class Run:
 
     def _draw(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         args = self.args
-        title = f"{args.model} on {self.data.name}, {args.criterion}, MFD weight {args.mfd_weight:g}, seed {args.seed}"
+        name = data_name(args.dataset, args.data_dir)
+        title = f"{args.model} on {name}, {args.criterion}, MFD weight {args.mfd_weight:g}, seed {args.seed}"
         try:
             from ..figures import training_curves  # here: no run ends for want of a picture
 
