@@ -83,9 +83,7 @@ def test_an_unknown_augmentation_and_one_that_fails_name_flag_and_file(data, mon
         raise ValueError("bits must be between or equal to 1 and 8")
 
     augmented.transform = fail
-    with pytest.raises(
-        ImageDecodeError, match=r"png: timm's augmentation failed: bits .* another --aa than v0"
-    ):
+    with pytest.raises(ImageDecodeError, match=r"png: timm's augmentation failed: bits .* another --aa than v0"):
         augmented[0, 0]
 
 
