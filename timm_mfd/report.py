@@ -212,7 +212,7 @@ def markdown(results: Sequence[Result], pictures: Mapping[str, Mapping[str, str]
     for protocol in [name for name in PROTOCOLS if any(r.protocol == name for r in results)]:
         ours = [result for result in results if result.protocol == protocol]
         how = PROTOCOLS[protocol]
-        rates = f"lr {how.lr:g}, x {how.lr_decay:g} after {', '.join(map(str, how.milestones))}"
+        rates = how.rates
         parts.append(f"## Protocol `{protocol}`: {how.summary}")
         rest = f"batch {how.batch_size}, weight decay {how.weight_decay:g}"
         parts.append(f"{how.epochs} epochs, {rates}, {rest}. {_coverage(ours)}")

@@ -76,7 +76,7 @@ def operations_of(recipe: Recipe, protocol: str) -> float:
         model = create_model(
             recipes.MODELS[recipe.backbone],
             num_classes=size.classes,
-            stem=recipe.stem(protocol),
+            stem=recipe.stem,
         )
         images = torch.empty(2, 3, size.side, size.side)
     with Operations() as counted:

@@ -106,7 +106,7 @@ def list_runs(
     """List the runs with the paper's accuracy and ours, and what is done or begun.
 
     Args:
-        table: 2, 4, 5, 6, or, beside the paper's, eq6, weights or digits. Default: all tables of the paper.
+        table: 2, 4, 5, 6, or, beside the paper's, eq6, weights, resnet18 or digits. Default: all tables of the paper.
         rows: Beginnings of names, in whole words, such as mobilenetv2/tiny_imagenet.
         protocol: paper, strong or quick.
         runs_dir: Where run folders are.
@@ -133,7 +133,7 @@ def list_runs(
         paper = "-" if recipe.accuracy is None else f"{recipe.accuracy:.2f}"
         state = ", ".join(states) or "not begun"
         tables = ",".join(recipe.tables)
-        print(f"{tables:<7} {recipe.id:<38} {recipe.stem(protocol):<9} {paper:>6}  {accuracy or '-'!s:<22} {state}")
+        print(f"{tables:<7} {recipe.id:<38} {recipe.stem:<9} {paper:>6}  {accuracy or '-'!s:<22} {state}")
     done = len({result.recipe for result in found} & {recipe.id for recipe in chosen})
     print(f"\n{done} of {len(chosen)} recipes have a result")
     if elsewhere := sorted({result.recipe for result in found} - {recipe.id for recipe in chosen}):
@@ -163,7 +163,7 @@ def run(
     Exit code 142: the time is over and there is work left.
 
     Args:
-        table: 2, 4, 5, 6, or, beside the paper's, eq6, weights or digits. Default: all tables of the paper.
+        table: 2, 4, 5, 6, or, beside the paper's, eq6, weights, resnet18 or digits. Default: all tables of the paper.
         rows: Beginnings of names, in whole words, such as mobilenetv2/tiny_imagenet; they are run in this order.
         seeds: Runs of each recipe, with the seeds 0, 1, ...
         parallel: Runs at a time, on the GPUs in turn; on a CPU they share the cores.
