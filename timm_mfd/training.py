@@ -217,7 +217,8 @@ class Training:
         args, skip = self.args, self.args.nan == "skip"
         seed_step(args.seed, self.epoch, self.step, self.accelerator.process_index)
         buffers = [(buffer, buffer.clone()) for buffer in self.task.buffers()] if skip else []
-        torch.compiler.cudagraph_mark_step_begin()  # what the graphs of the last step returned may be overwritten
+        if args.compile:  # what the graphs of the last step returned may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()
         with self.context():
             out = self._wrapped_task(images, labels)
         loss, criterion, per_stage = out["loss"].detach(), out["criterion_loss"], out["mfd_per_stage"]
