@@ -12,10 +12,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from multiprocessing import resource_tracker
 from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
-from multiprocessing.util import close_all_fds_except
 from pathlib import Path
 from typing import IO, Any
 from unittest import mock
@@ -47,7 +47,9 @@ def _fork_instead(_: str, words: Sequence[str], kept: Sequence[int]) -> int:
     if pid := os.fork():
         return pid
     try:
-        close_all_fds_except([0, 1, 2, *kept])  # the server ends when all others have closed what it listens to
+        kept = sorted({0, 1, 2, *kept})  # the server ends when all others have closed what it listens to
+        for low, high in pairwise([*kept, os.sysconf("SC_OPEN_MAX")]):
+            os.closerange(low + 1, high)
         importlib.reload(multiprocessing.forkserver)  # its lock is taken while it starts
         importlib.reload(warnings)  # which pytest turns into errors
         exec(words[-1], {})
