@@ -24,10 +24,9 @@ _FLAGS = (
 
 
 class Browser:
-    """A page in a browser.
+    """A browser that shows one page after the other.
 
     Args:
-        page: An HTML file.
         profile: An empty folder for the browser.
 
     Attributes:
@@ -35,7 +34,7 @@ class Browser:
         requests: Addresses that the page asked for, `data:` ones left out.
     """
 
-    def __init__(self, page: Path, profile: Path):
+    def __init__(self, profile: Path):
         assert CHROMIUM is not None
         self.complaints: list[str] = []
         self.requests: list[str] = []
@@ -61,6 +60,12 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Runtime", "Log", "Network", "Page"):
             self.call(f"{domain}.enable")
+
+    def open(self, page: Path) -> None:
+        """Load an HTML file, as for the first time."""
+        self.call("Page.navigate", url="about:blank")
+        self.complaints.clear()
+        self.requests.clear()
         self.call("Page.navigate", url=page.absolute().as_uri())
         deadline = time.monotonic() + 30
         while self.evaluate("document.readyState") != "complete" or self.evaluate("location.href") == "about:blank":

@@ -26,15 +26,27 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min((os.cpu_count() or 1) + 1, 4) if whole else 0  # one more than cores: tests wait for processes, too
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Each of several processes imports what tests need once, for those that the tests start as well."""
+    if hasattr(session.config, "workerinput"):
+        from processes import fork_the_server
+
+        fork_the_server()
+
+
 # A process takes whole files, so those that take longest begin first, and none of them is left for the end.
 _LONGEST = (
-    "test_reproduce",
-    "test_kill",
-    "test_training",
-    "test_train",
     "test_publish",
-    "test_wrappers",
     "test_pruning",
+    "test_session",
+    "test_train",
+    "test_compile",
+    "test_recipes",
+    "test_models",
+    "test_analyze",
+    "test_wrappers",
+    "test_reproduce",
+    "test_hub",
 )
 
 

@@ -1,26 +1,60 @@
 """Processes that start where the imports are already done: functions of a test module, scripts, and lines of code."""
 
+import importlib
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from multiprocessing import resource_tracker
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train", "sklearn.datasets", "sklearn.model_selection"])
+_PRELOADED = ["train", "reproduce", "sklearn.datasets", "sklearn.model_selection"]
+CONTEXT.set_forkserver_preload(_PRELOADED)
 # Their constants are those of the environment in which they were imported.
 _IMPORTED_ANEW = ("huggingface_hub", "timm", "timm_mfd", "train")
+
+
+def fork_the_server() -> None:
+    """Make a copy of this process the server that `start_process` forks from: it need not import all once more.
+
+    Call it before anything was computed, as the threads of torch are not copied.
+    """
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    resource_tracker.ensure_running()  # an interpreter of its own
+    with mock.patch("multiprocessing.util.spawnv_passfds", _fork_instead), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, of which pytest-xdist has one
+        ensure_running()
+
+
+def _fork_instead(_: str, words: Sequence[str], kept: Sequence[int]) -> int:
+    if pid := os.fork():
+        return pid
+    try:
+        kept = sorted({0, 1, 2, *kept})  # the server ends when all others have closed what it listens to
+        for low, high in pairwise([*kept, os.sysconf("SC_OPEN_MAX")]):
+            os.closerange(low + 1, high)
+        importlib.reload(multiprocessing.forkserver)  # its lock is taken while it starts
+        importlib.reload(warnings)  # which pytest turns into errors
+        exec(words[-1], {})
+    finally:
+        os._exit(1)
 
 
 def start_process(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
@@ -49,7 +83,7 @@ def start_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) 
 
 
 def run_python(
-    *words: Any, env: Mapping[str, str] | None = None, timeout: float = 120
+    *words: Any, env: Mapping[str, str] | None = None, timeout: float = 300
 ) -> "subprocess.CompletedProcess[str]":
     """Do as `python WORDS` does, with a script or `-c CODE`, without the seconds that importing torch takes.
 
@@ -67,6 +101,37 @@ def run_python(
     return subprocess.CompletedProcess(words, process.exitcode, stdout, stderr)
 
 
+class ForkedPython:
+    """Takes the place of `subprocess.Popen` with a Python script, where all is imported and nothing computed yet.
+
+    The script finds what was changed in the modules that it imports, and no signal handler.
+    """
+
+    def __init__(
+        self, command: Sequence[str], stdout: IO[bytes], env: dict[str, str], preexec_fn: Callable[[], None], **_: Any
+    ):
+        fork = multiprocessing.get_context("fork")
+        self._process = fork.Process(target=_script, args=(list(command[1:]), stdout.fileno(), env, preexec_fn))
+        self._process.start()
+        self.terminate, self.kill, self.wait = self._process.terminate, self._process.kill, self._process.join
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+
+def _script(words: list[str], output: int, environment: dict[str, str], first: Callable[[], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    first()
+    for number in (1, 2):
+        os.dup2(output, number)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 180) -> None:
     """Return as soon as a condition holds; fail if it takes too long."""
     deadline = time.monotonic() + seconds
@@ -79,12 +144,13 @@ def run_processes(function: Callable[..., Any], processes: int, folder: Path, *a
     """Call `function(rank, processes, *arguments)` in several gloo processes and return what each returned."""
     running = [start_process(_enter, rank, function, processes, str(folder), arguments) for rank in range(processes)]
     for process in running:
-        process.join(timeout=120)
+        process.join(timeout=300)
         assert process.exitcode == 0
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
 def _in_environment(environment: dict[str, str], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    multiprocessing.set_start_method(None, force=True)  # what this one starts, it starts as anywhere
     os.environ.clear()
     os.environ.update(environment)
     function(*arguments)

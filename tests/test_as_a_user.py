@@ -31,6 +31,7 @@ import timm_mfd
 from timm_mfd import extras, launch
 from timm_mfd.arguments import Args
 from timm_mfd.data.resident import decoded
+from timm_mfd.figures import training_curves
 from timm_mfd.interruption import StopSignals
 from timm_mfd.launch import follow_launcher, forget_foreign_settings, one_line_errors, start_all_processes
 from timm_mfd.models.download import hub_errors
@@ -40,16 +41,14 @@ from timm_mfd.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "train_scripts" / "train.py"
-BASE = Args(model="test_resnet", epochs=1, batch_size=8, lr=0.01, output_dir="run", workers=0)
-FOLDER = replace(BASE, dataset="folder", data_dir="images")
+BASE = Args(model="test_resnet", epochs=1, batch_size=240, lr=0.01, output_dir="run", workers=0)
+FOLDER = replace(BASE, dataset="folder", data_dir="images", batch_size=8)
 WORDS = "--dataset folder --data-dir images --model test_resnet --epochs 1 --batch-size 8 --lr 0.01 --output-dir run"
 
 
 @pytest.fixture(autouse=True)
-def _fresh_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    AcceleratorState._reset_state(reset_partial_state=True)
+def _fresh_folder(runs_here):
+    """A folder and a cache of its own."""
 
 
 def metrics(folder="run"):
@@ -333,9 +332,7 @@ def test_a_backend_of_another_environment_is_no_condition_for_a_picture():
     assert Path("curves.svg").stat().st_size > 1000
 
 
-def test_a_picture_of_the_same_numbers_is_the_same_file(monkeypatch):
-    from timm_mfd.figures import training_curves
-
+def test_a_picture_of_the_same_numbers_is_the_same_file():
     line = {"epoch": 1, "top1": 1.0, "top5": 2.0, "criterion_loss": 1.0, "mfd_loss": 0.1, "mfd_per_stage": [0.1]}
     for ending in ("svg", "png"):
         first, second = (training_curves([line], f"{name}.{ending}", "title") for name in ("first", "second"))

@@ -107,7 +107,7 @@ def test_a_plain_function_of_stages_and_loss_is_one_graph(backend):
     check_same(found, expected, backend)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 def test_one_graph_serves_all_batch_sizes(backend):
     counter = CompileCounterWithBackend(backend)
     layers = small()

@@ -63,7 +63,7 @@ def test_wrappers_are_undone_and_the_model_is_left_alone(tmp_path):
 
 
 def test_the_same_model_is_the_same_file_every_time(tmp_path):
-    model = timm_mfd.create_model("resnet18_mfd", num_classes=6)
+    model = timm_mfd.create_model("test_resnet", num_classes=6)
     folders = [timm_mfd.save_pretrained(model, tmp_path / str(i), label_names=NAMES) for i in range(6)]
     assert len({(folder / "model.safetensors").read_bytes() for folder in folders}) == 1
 

@@ -70,7 +70,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_never_interrup
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
-    epochs = 6 + round(1.3 * kills)
+    epochs = 3 + round(1.3 * kills)
     expected = finish(whole, processes, epochs)
     checkpoint = cut / "run" / "checkpoint" / "state.safetensors"
     partial = checkpoint.with_name(f"{checkpoint.name}.partial")

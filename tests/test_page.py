@@ -65,13 +65,20 @@ def page(tmp_path_factory):
     )
 
 
-@pytest.fixture
-def browser(page, tmp_path):
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed; the page was not looked at")
-    opened = Browser(page[0], tmp_path)
-    yield opened
-    opened.close()
+    started = Browser(tmp_path_factory.mktemp("profile"))
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def browser(chromium, page):
+    """The page as it is before anybody has clicked."""
+    chromium.open(page[0])
+    return chromium
 
 
 def test_every_picture_is_shown_and_nothing_is_complained_about_or_fetched(page, browser):

@@ -16,6 +16,7 @@ HEAVY = ("accelerate", "tyro", "matplotlib", "sklearn", "scipy", "datasets")
 
 CHECK = """
 import importlib, os, sys, timm_mfd
+sys.path.insert(0, "stand_ins")
 for more in (None, *sys.argv[1:]):
     if os.fork():
         os.wait()
@@ -28,10 +29,17 @@ for more in (None, *sys.argv[1:]):
 
 
 @pytest.fixture(scope="module")
-def heavy_imports():
-    """Which heavy packages are imported in a new interpreter by timm_mfd, and by timm_mfd and one of them."""
+def heavy_imports(tmp_path_factory):
+    """Which heavy packages are imported in a new interpreter by timm_mfd, and by timm_mfd and then one of them.
+
+    The latter are empty modules of the same names, which are found once timm_mfd is there.
+    """
+    folder = tmp_path_factory.mktemp("imports")
+    (folder / "stand_ins").mkdir()
+    for name in HEAVY:
+        (folder / "stand_ins" / f"{name}.py").touch()
     command = [sys.executable, "-c", CHECK, *HEAVY]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout.splitlines()
     return {more: names for more, *names in map(str.split, lines)}
 
 

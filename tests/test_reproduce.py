@@ -1,5 +1,6 @@
 """reproduce.py does what is missing, once, whatever it is cut off by, and reports what is there."""
 
+import fcntl
 import os
 import re
 import signal
@@ -7,20 +8,23 @@ import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
 import reproduce
 import train
-from processes import run_python, start_process, wait_for
+from processes import ForkedPython, run_python, start_process, wait_for
 from test_report import WITH, WITHOUT, results_of
 
-from timm_mfd import recipes, report, results
+from timm_mfd import recipes, report, results, scheduler
 from timm_mfd.training.run_folder import BUSY
 
 # The trial on digits with a tiny network, a second a run; for this process and those that it starts.
 FAST = """
 from timm_mfd import recipes
+from timm_mfd import figures
+figures.training_curves = lambda *_: None
 short = recipes.Protocol("short", epochs=12, milestones=(3, 6, 9), batch_size=479)
 recipes.PROTOCOLS = {**recipes.PROTOCOLS, "quick": short}
 recipes.MODELS = {**recipes.MODELS, "resnet18": "test_resnet"}
@@ -58,12 +62,26 @@ def _be_fast(folder):
 
 
 def _run_in(folder, **arguments):
+    """`reproduce.py run` as it is, in a process of its own, but that its runs are forked from it."""
     os.chdir(folder)
     log = os.open("reproduce.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     _be_fast(Path(folder))
+    scheduler.subprocess = SimpleNamespace(Popen=ForkedPython, DEVNULL=None, STDOUT=None)
     reproduce.run(**arguments)
+
+
+def start_run(folder):
+    return start_process(partial(_run_in, seeds=1, **DIGITS), str(folder))
+
+
+def run_to_the_end(folder):
+    """Return the exit code and what was said."""
+    running = start_run(folder)
+    running.join()
+    said = (folder / "reproduce.log").read_text()
+    return running.exitcode, said[said.rindex("2 runs: ") :]
 
 
 # Stands for train.py: an epoch when it begins, and one when it ends.
@@ -128,6 +146,16 @@ def log_of(folder, row="softmax"):
     return path.read_text() if path.exists() else ""
 
 
+def is_held(run):
+    """Whether a process trains in this run folder."""
+    with (run / "checkpoint" / "lock").open("r+") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def processes_of(folder):
     commands = (path for path in Path("/proc").glob("[0-9]*/cmdline"))
     return [path for path in commands if str(folder / "fast_train.py").encode() in _read(path)]
@@ -150,11 +178,11 @@ def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_d
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     for how in (signal.SIGTERM, signal.SIGKILL):
-        running = start_process(partial(_run_in, seeds=1, **DIGITS), str(fast))
+        running = start_run(fast)
         wait_for(lambda: done.exists() and epochs() > reached)  # noqa: B023
         os.kill(running.pid, how)
         running.join()
-        wait_for(lambda: not processes_of(fast))
+        wait_for(lambda: not is_held(cut))
         assert running.exitcode == (-how if how == signal.SIGKILL else 128 + how)
         assert [path.name for path in done.parent.iterdir()] == [done.name]
         reached = epochs()
@@ -171,8 +199,8 @@ def test_a_matrix_cut_off_twice_is_finished_by_the_same_command_and_nothing_is_d
     assert re.search(rf"softmax\+mfd .* seed 0 at epoch {reached} of 12", listed)
     assert re.search(r"softmax  .* seeds 0 done", listed)
 
-    reproduce.run(seeds=1, **DIGITS)
-    shown = capfd.readouterr().out
+    code, shown = run_to_the_end(fast)
+    assert code == 0
     assert "2 runs: 1 done, 1 to do" in shown
     assert shown.count(": running, see ") == 1
     assert (
@@ -256,7 +284,7 @@ def test_a_time_limit_that_comes_when_all_is_done_is_none(stand_in, later, monke
     assert "finished" in log_of(fast, "softmax+mfd")
 
 
-def test_runs_that_fail_or_were_trained_otherwise_are_named_and_the_others_go_on(fast, capfd):
+def test_runs_that_fail_or_were_trained_otherwise_are_named_and_the_others_go_on(fast):
     """One folder is somebody else's; in the other is a finished run of one epoch."""
     blocked, other = (
         fast / "runs" / "reproduce" / "quick" / f"resnet18-digits-softmax{mfd}-seed0" for mfd in ("", "+mfd")
@@ -265,11 +293,10 @@ def test_runs_that_fail_or_were_trained_otherwise_are_named_and_the_others_go_on
     (blocked / "notes.txt").write_text("mine")
     words = ["--recipe", "resnet18/digits/softmax+mfd@quick", "--epochs", "1", "--output-dir", str(other)]
     run_python(fast / "fast_train.py", *words).check_returncode()
-    with pytest.raises(SystemExit) as error:
-        reproduce.run(seeds=1, **DIGITS)
-    words = ": 2 of 2 runs have no result: resnet18/digits/softmax@quick seed 0, resnet18/digits/softmax+mfd"
-    assert words in error.value.code
-    first, second = (line for line in capfd.readouterr().err.splitlines() if " failed: " in line)
+    code, shown = run_to_the_end(fast)
+    assert code == 1
+    assert ": 2 of 2 runs have no result: resnet18/digits/softmax@quick seed 0, resnet18/digits/softmax+mfd" in shown
+    first, second = (line for line in shown.splitlines() if " failed: " in line)
     assert re.search(r"softmax@quick seed 0 failed: fast_train.py: error: --output-dir .*; nothing was changed", first)
     assert re.search(r"softmax\+mfd@quick seed 0 failed: .* was not trained as its recipe says: --epochs 1 ", second)
     assert [path.name for path in blocked.iterdir()] == ["notes.txt"]
@@ -380,6 +407,7 @@ def test_the_report_is_made_from_the_results_alone(tmp_path, monkeypatch, capsys
 
 def test_the_tables_are_inserted_into_a_page_that_has_a_place_for_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "draw", lambda *_: {})
     for result in [*WITHOUT, *WITH]:
         results.write(result, tmp_path / "results")
     page = tmp_path / "page.md"
@@ -455,6 +483,7 @@ def test_the_list_names_all_recipes_and_counts_what_is_done(tmp_path, monkeypatc
 def test_the_command_of_a_run_trains_exactly_its_recipe(tmp_path, protocol, recipe):
     run = reproduce.Run(recipes.RECIPES[recipe], protocol, 4, tmp_path, tmp_path)
     args = train.parse(run.job(["--mixed-precision", "bf16", "--workers", "3", "--data-dir", "d"]).command[2:])
+    assert run.job([]).command[1] == train.__file__
     wanted = asdict(run.recipe.arguments(protocol, seed=4))
     changed = {
         "mixed_precision": "bf16",

@@ -38,7 +38,7 @@ def run(**kwargs):
     return Path(args["output_dir"])
 
 
-def launch(*flags, processes=1, timeout=120):
+def launch(*flags, processes=1, timeout=300):
     # `accelerate launch` starts several processes on GPUs only; on the CPU it is torchrun that does.
     launcher = ["accelerate.commands.launch"]
     if processes > 1:
@@ -233,11 +233,22 @@ def test_two_processes_give_the_weights_of_one_with_the_same_batches(folder_data
         assert (weights[1][key] - value).norm() <= 1e-3 * moved + 1e-6, key
 
 
-def test_the_reported_accuracy_is_that_of_the_saved_model_with_two_processes(tmp_path):
-    result = launch(
-        "--model", "test_resnet", "--epochs", 1, "--batch-size", 64, "--output-dir", "run", "--lr", 0.05, processes=2
-    )
-    assert result.returncode == 0, result.stderr
+def train_digits(folder):
+    os.chdir(folder)
+    run(batch_size=64, lr=0.05)
+
+
+@pytest.mark.parametrize("how", ["ranks", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_the_reported_accuracy_is_that_of_the_saved_model_with_two_processes(how, tmp_path):
+    """Torchrun costs 20 s; tests/test_launch.py starts it with a script that imports less."""
+    if how == "ranks":
+        for process in start_ranks(train_digits, 2, tmp_path):
+            process.join(120)
+            assert process.exitcode == 0
+    else:
+        flags = ["--model", "test_resnet", "--epochs", 1, "--batch-size", 64, "--output-dir", "run", "--lr", 0.05]
+        result = launch(*flags, processes=2)
+        assert result.returncode == 0, result.stderr
     summary = json.loads(Path("run/summary.json").read_text())
     model = timm.create_model("local-dir:run/model", pretrained=True).eval().to(memory_format=torch.channels_last)
     with torch.no_grad():

@@ -48,7 +48,7 @@ def test_what_is_trained_further_is_evaluated_and_saved_so(half, folder_dataset,
     assert "mean 0.5 0.5 0.5" in capsys.readouterr().out
     model = timm.create_model("local-dir:run/model", pretrained=True).eval()
     config = timm.data.resolve_data_config(model=model)
-    assert (config["mean"], config["std"], config["input_size"]) == ((0.5,) * 3, (0.25,) * 3, (3, 32, 32))
+    assert (config["mean"], config["std"], config["input_size"]) == ([0.5] * 3, [0.25] * 3, (3, 32, 32))
     transform = timm.data.create_transform(**config)
     hits = 0
     for label, name in enumerate(("ant", "bee", "cat")):

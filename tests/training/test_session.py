@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -14,8 +12,10 @@ import pytest
 import torch
 import train
 from accelerate.state import AcceleratorState
+from processes import start_process
 from safetensors.torch import load_file
 
+import timm_mfd
 from timm_mfd import checkpoint, data
 from timm_mfd.training import run as run_module
 from timm_mfd.training import session
@@ -130,8 +130,7 @@ def test_a_modern_recipe_is_resumed_to_the_bit_too(step, monkeypatch):
 
 def test_the_parts_of_a_batch_add_up_to_its_gradient(folder_dataset, monkeypatch):
     """Without batch norm, dropout and MFD, which see a part at a time."""
-    real = train.create_model
-    monkeypatch.setattr(train, "create_model", lambda *args, **kwargs: real(*args, **kwargs | {"drop_rate": 0.0}))
+    monkeypatch.setattr(train, "create_model", timm_mfd.create_model)
     options = {"model": "test_convnext", "dataset": "folder", "data_dir": str(folder_dataset), "image_size": 64}
     options |= {"epochs": 1, "batch_size": 8, "mfd_weight": 0.0, "ema_decay": 0.0, "lr": 0.01, "clip_grad": 0.05}
     weights = [
@@ -360,21 +359,27 @@ def test_a_disk_that_is_full_for_a_while_costs_no_step_and_keeps_the_last_checkp
     assert outcome(Path("cut")) == whole
 
 
+def train_as_a_job(folder, said):
+    os.setsid()
+    os.chdir(folder)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    data = {"dataset": "folder", "data_dir": "images", "loader": "workers", "batch_size": 4}
+    run("cut", epochs=500, lr=0.01, ema_decay=0.0, resume="auto", **data)
+
+
 def test_a_signal_to_the_whole_job_loses_no_step_when_decoding_processes_run(folder_dataset):
     """As systemd, slurm and `kill -- -PGID` send it."""
-    flags = ["--model", "test_resnet", "--dataset", "folder", "--data-dir", folder_dataset, "--batch-size", 4]
-    flags += ["--epochs", 500, "--lr", 0.01, "--loader", "workers", "--output-dir", "cut", "--resume", "auto"]
-    command = [sys.executable, train.__file__, *map(str, flags)]
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        process = start_process(train_as_a_job, folder_dataset.parent, f"{number.name}.txt")
         written = (Path("cut") / CHECKPOINT).stat().st_mtime_ns if (Path("cut") / CHECKPOINT).exists() else 0
         while not ((Path("cut") / CHECKPOINT).exists() and (Path("cut") / CHECKPOINT).stat().st_mtime_ns > written):
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.05)
         time.sleep(0.3)
         os.killpg(process.pid, number)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == code, said
+        process.join(60)
+        said = Path(f"{number.name}.txt").read_text()
+        assert process.exitcode == code, said
         assert f"{number.name}: stopped" in said
         assert "Traceback" not in said
 

@@ -127,7 +127,8 @@ class Session:
             if not self._is_settled:
                 self._settle(images, labels)
             seed_step(self.args.seed, self.epoch, self.step, self.accelerator.process_index)
-            torch.compiler.cudagraph_mark_step_begin()  # what the graphs of the last step returned may be overwritten
+            if self.args.compile:  # imports the compiler
+                torch.compiler.cudagraph_mark_step_begin()  # the results of the last step may be overwritten
             yield images, labels
             self.step += 1
             self._seconds = seconds_before + time.monotonic() - started
