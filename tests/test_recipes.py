@@ -214,7 +214,7 @@ def test_recipes_are_selected_by_table_and_rows():
             lambda: find("resnet50/cifar100/softmax@fast"),
             "unknown protocol 'fast' .*; choose one of paper, strong, quick",
         ),
-        (lambda: select("7"), "unknown table '7'; choose one of 2, 4, 5, 6, eq6, weights, digits"),
+        (lambda: select("7"), "unknown table '7'; choose one of 2, 4, 5, 6, eq6, weights, resnet18, digits"),
         (lambda: select("5", ["resnet50"]), "no row 'resnet50' in Table V.*; there are resnext50/cifar10"),
         (lambda: select(None, ["resnet50/cifar"]), "no row 'resnet50/cifar' in the tables"),
     ],

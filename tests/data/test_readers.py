@@ -108,7 +108,10 @@ def test_a_wrong_tiny_imagenet_layout_says_what_is_expected_and_found(tiny_image
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without("val"), r"hold train/ and val/ or test/, each with one folder per class, found train/"),
+        (
+            _without("val"),
+            r"hold train/ and val/, validation/, valid/ or test/, each with one folder per class, found train/",
+        ),
         (_without("train"), r"found val/"),
         (_without("train/bee"), "class 'bee' is in val/ but not in train/"),
         (_without(*(f"train/cat/{i}.png" for i in range(8))), "cat"),

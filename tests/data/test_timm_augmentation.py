@@ -51,6 +51,7 @@ def batches(data, workers, start=0, rank=0, processes=1, epoch=1):
     return [*loader.epoch(epoch, start)]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_order_workers_processes_and_resuming_change_no_image(data, workers):
     whole = batches(data, workers=0)

@@ -71,7 +71,8 @@ def load_folder(
 
 
 def _other_layout(root: Path, name: str, held_out: Sequence[str]) -> str:
-    expected = " or ".join(f"{split}/" for split in held_out)
+    *others, last = (f"{split}/" for split in held_out)
+    expected = " or ".join([", ".join(others), last] if others else [last])
     below = [path for path in sorted(root.iterdir()) if path.is_dir() and not is_hidden(path.name)]
     datasets = [path for path in below if (path / "train").is_dir()]
     hint = f"; did you mean {datasets[0]}?" if len(datasets) == 1 else ""
