@@ -214,10 +214,12 @@ def train_convnext(folder, **kwargs):
     run(model="test_convnext", epochs=2, lr=0.05, ema_decay=0.5, **data, **kwargs)
 
 
-def test_two_processes_give_the_weights_of_one_with_the_same_batches(folder_dataset):
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_processes_give_the_weights_of_one_with_the_same_batches(parts, folder_dataset):
     weights, summaries = [], []
-    train_convnext(folder_dataset.parent, output_dir="run1")
-    for process in start_ranks(partial(train_convnext, output_dir="run2"), 2, folder_dataset.parent):
+    in_parts = partial(train_convnext, accumulate=parts)
+    in_parts(folder_dataset.parent, output_dir="run1")
+    for process in start_ranks(partial(in_parts, output_dir="run2"), 2, folder_dataset.parent):
         process.join(120)
         assert process.exitcode == 0
     for processes in (1, 2):

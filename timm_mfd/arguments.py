@@ -67,8 +67,8 @@ class Args:
     batch_size: int = 128
     """Images per step over all processes."""
     accumulate: int = 1
-    """Parts in which the batch of a step passes the network, where memory is short. Batch norm, MFD and mixing see a
-    part at a time."""
+    """Parts in which the batch of a step passes the network, where memory is short. Batch norm and MFD see a part at a
+    time."""
     opt: str = "paper"
     """paper: SGD with momentum 0.9, without Nesterov, with weight decay on all parameters; or an optimizer of timm,
     such as adamw, without weight decay on norms and biases."""

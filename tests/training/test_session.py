@@ -7,6 +7,7 @@ import signal
 import time
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -133,11 +134,31 @@ def test_the_parts_of_a_batch_add_up_to_its_gradient(folder_dataset, monkeypatch
     monkeypatch.setattr(train, "create_model", timm_mfd.create_model)
     options = {"model": "test_convnext", "dataset": "folder", "data_dir": str(folder_dataset), "image_size": 64}
     options |= {"epochs": 1, "batch_size": 8, "mfd_weight": 0.0, "ema_decay": 0.0, "lr": 0.01, "clip_grad": 0.05}
-    weights = [
-        load_file(run(f"parts{parts}", accumulate=parts, **options) / "model" / "model.safetensors") for parts in (1, 4)
-    ]
+    folders = [run(f"parts{parts}", accumulate=parts, **options) for parts in (1, 4)]
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in folders]
+    whole, part = (RunFolder(folder).summary["samples"] for folder in folders)
+    assert whole == [4 * samples for samples in part]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_warm_up_step_of_several_processes_is_as_large_as_a_part_of_a_batch_and_leaves_no_trace():
+    model, seen = torch.nn.BatchNorm1d(3), []
+
+    def net(images, labels):
+        seen.append((len(images), labels.tolist()))
+        return {"loss": model(images).sum()}
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    accelerator = SimpleNamespace(backward=lambda loss: loss.backward())
+    args = SimpleNamespace(accumulate=4)
+    begun = SimpleNamespace(task=model, net=net, optimizer=optimizer, accelerator=accelerator, args=args)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    session.Session._settle(begun, torch.randn(8, 3), torch.arange(8))
+    assert seen == [(2, [0, 1])]
+    assert begun._is_settled
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.weight.grad is None
 
 
 def test_a_signal_during_the_evaluation_loses_no_step(monkeypatch, capsys):
@@ -244,6 +265,8 @@ def test_a_finished_run_goes_on_in_a_new_folder_as_if_it_had_been_longer():
     run("long", epochs=4, milestones=(1,), resume="short")
     assert outcome(Path("long")) == whole
     assert outcome(short) == before
+    run("copy", epochs=2, milestones=(1,), resume="short")
+    assert outcome(Path("copy")) == before
 
 
 def test_what_an_interrupted_export_left_is_replaced(monkeypatch):

@@ -145,7 +145,7 @@ class Run:
             create = partial(RunFolder.create, args.output_dir, args.name, self._content, bool(args.resume))
             self.folder = on_main_process(create)
 
-        scope, share = Scope(args.mfd_center, args.mfd_max_samples), args.batch_size // processes
+        scope, share = Scope(args.mfd_center, args.mfd_max_samples), args.batch_size // (processes * args.accumulate)
         self.samples = [effective_samples((share, *shape[1:]), scope, processes) for _, shape in shapes]
         self._steps = args.epochs * len(loader)
         sizes = [(shape[2], shape[3]) for _, shape in shapes]
