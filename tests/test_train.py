@@ -109,8 +109,10 @@ def test_the_moving_average_is_what_is_evaluated_and_saved(folder_dataset):
     assert initial["after"] == pytest.approx(initial["before"], abs=5e-3)
 
 
-def test_mixed_precision_rounds_the_network_and_stages_keep_their_numbers(folder_dataset, capsys):
-    losses = []
+def test_mixed_precision_rounds_the_network_and_stages_keep_their_numbers(folder_dataset, capsys, monkeypatch):
+    losses, drawn, tracked = [], [], []
+    monkeypatch.setattr("timm_mfd.figures.training_curves", lambda *arguments: drawn.append(arguments[3]))
+    monkeypatch.setattr("timm_mfd.training.session.Tracker.log", lambda _, values, step: tracked.append(values))
     for precision in ("no", "bf16"):
         AcceleratorState._reset_state(reset_partial_state=True)
         run_dir = run(
@@ -123,7 +125,11 @@ def test_mixed_precision_rounds_the_network_and_stages_keep_their_numbers(folder
         )
         losses.append(json.loads((run_dir / "metrics.jsonl").read_text()))
         assert json.loads((run_dir / "summary.json").read_text())["stages"] == [0, 2]
-    assert all(len(line["mfd_per_stage"]) == 2 for line in losses)
+    assert drawn == [[0, 2], [0, 2]]
+    assert len(tracked) == len(losses) == 2
+    for line, values in zip(losses, tracked, strict=True):
+        named = {name: value for name, value in values.items() if name.startswith("mfd_stage")}
+        assert named == dict(zip(("mfd_stage0", "mfd_stage2"), line["mfd_per_stage"], strict=True))
     assert losses[0]["criterion_loss"] != losses[1]["criterion_loss"]
     assert losses[0]["criterion_loss"] == pytest.approx(losses[1]["criterion_loss"], rel=0.05)
     shown = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -112,6 +113,27 @@ def test_a_folder_that_another_process_writes_is_refused_until_that_one_dies():
         RunFolder("busy").lock(patience=0.2)
     process.kill()
     RunFolder("busy").lock()
+
+
+def test_of_two_runs_that_begin_in_a_folder_at_once_the_second_is_refused_while_the_first_one_runs(monkeypatch):
+    Path("busy").mkdir()
+    process = held_by_another_process("busy", seconds=60)
+    real = RunFolder.lock
+    monkeypatch.setattr(RunFolder, "lock", lambda self: real(self, patience=0.2))
+    with pytest.raises(FileExistsError, match="busy: another process writes into this run"):
+        RunFolder.create("busy", "x", {}, resume=True)
+    assert not Path("busy/args.json").exists()
+    process.kill()
+    RunFolder.create("busy", "x", {}, resume=True)
+
+
+def test_of_two_runs_that_begin_in_a_folder_at_once_the_second_is_refused_after_the_first_one_ended(monkeypatch):
+    monkeypatch.setattr(RunFolder, "lock", lambda self: begin("other"))  # while this one waits for the lock
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match="holds another run; nothing was changed"):
+            RunFolder.create("other", "x", {"mine": 1}, resume=resume)
+        assert json.loads(Path("other/args.json").read_text()) == {"name": "run"}
+        shutil.rmtree("other")
 
 
 def test_auto_finds_the_run_of_the_output_folder_or_the_newest_unfinished_one_of_that_name():

@@ -13,7 +13,7 @@ import pytest
 import torch
 import train
 from accelerate.state import AcceleratorState
-from processes import start_process
+from processes import CONTEXT, start_process
 from safetensors.torch import load_file
 
 import timm_mfd
@@ -86,7 +86,7 @@ def test_a_signal_stops_between_two_steps_and_resuming_gives_the_same_bits(numbe
         with pytest.raises(SystemExit) as exit_:
             run("cut")
     assert exit_.value.code == code
-    assert len(steps) == step
+    assert steps == [(0, done // 11, done % 11, 0) for done in range(step)], "seed, epoch, step and process"
     said = capsys.readouterr().err
     assert f"{number.name}: stopped in epoch {(step - 1) // 11 + 1} after step {(step - 1) % 11 + 1} of 11" in said
     assert "resume with --resume cut" in said
@@ -239,12 +239,28 @@ def test_a_log_is_told_how_far_a_long_epoch_is(monkeypatch, capsys):
         assert float(loss) == pytest.approx(float(criterion) + float(mfd), abs=2e-3)
 
 
+def hold(folder, held):
+    RunFolder(folder).lock()
+    held.set()
+    time.sleep(60)
+
+
 def test_auto_begins_a_run_then_goes_on_with_it_and_knows_when_it_is_finished(monkeypatch, capsys):
     with monkeypatch.context() as patch:
         at_step(patch, 5, send(signal.SIGTERM))
         with pytest.raises(SystemExit):
             run(None, resume="auto")
     (folder,) = Path("runs").iterdir()
+    written = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        real = RunFolder.lock
+        patch.setattr(RunFolder, "lock", lambda self: real(self, patience=0.2))
+        writer = start_process(hold, folder.resolve(), held := CONTEXT.Event())
+        assert held.wait(60)
+        with pytest.raises(SystemExit, match="another process writes into this run; nothing was changed"):
+            run(None, resume="auto")
+        writer.kill()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == written
     run(None, resume="auto")
     assert [*Path("runs").iterdir()] == [folder]
     assert f"resuming {folder} after epoch 1, step 5 of 11" in capsys.readouterr().out

@@ -29,6 +29,7 @@ from ..task import MFDClassificationTask
 from .diagnosis import (
     average_warnings,
     correlation_table,
+    few_steps,
     sample_warnings,
     stage_table,
     token_warnings,
@@ -198,9 +199,9 @@ class Run:
             OSError: If it cannot be written; resumed, the run writes it once more.
         """
         args, data, folder = self.args, self.data, self.folder
-        average = " ".join(average_warnings(args.ema_decay, self._steps))
+        reason = " ".join(average_warnings(args.ema_decay, self._steps)) or few_steps(self._steps)
         losses = [line["criterion_loss"] for line in metrics]
-        failures = verdicts(losses, accuracy.answers, data.test.labels, accuracy.top1, data.class_names, average)
+        failures = verdicts(losses, accuracy.answers, data.test.labels, accuracy.top1, data.class_names, reason)
         before, after = self.record["before"], self.correlations(model)
         summary = {
             "top1": accuracy.top1,
