@@ -124,6 +124,7 @@ def test_of_two_runs_that_begin_in_a_folder_at_once_the_second_is_refused_while_
         RunFolder.create("busy", "x", {}, resume=True)
     assert not Path("busy/args.json").exists()
     process.kill()
+    process.join()
     RunFolder.create("busy", "x", {}, resume=True)
 
 
