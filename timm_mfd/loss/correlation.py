@@ -182,7 +182,7 @@ def _statistics(
     views = [samples(x, scope) for x in stages]
     known = scope.center == "position"
     dtype = reduce(torch.promote_types, (x.dtype for x in stages), torch.float32)
-    vectors = stages[0].new_zeros(4, len(stages), max(x.shape[1] for x in stages), dtype=dtype)
+    vectors = torch.zeros(4, len(stages), max(x.shape[1] for x in stages), dtype=dtype, device=stages[0].device)
     inverse_norms, _, rows, offsets = vectors
     maps = [view.mean(0, dtype=dtype) for view in views] if known else []
     if known and scope.synced:
