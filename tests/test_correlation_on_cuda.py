@@ -1,6 +1,6 @@
 """The operator's way on CUDA, on a machine without: its arithmetic on a CPU, its devices on tensors without values."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 import pytest
@@ -72,8 +72,10 @@ def as_on_cuda(cut=False):
 
         return call
 
-    names = "_loss_backward_op", "correlation_backward"
-    with mode, mock.patch.multiple(correlation, **{name: inside(getattr(correlation, name)) for name in names}):
+    functions = correlation._Correlation, correlation._MeanSquaredCorrelations
+    with mode, ExitStack() as stack:
+        for function in functions:
+            stack.enter_context(mock.patch.object(function, "backward", staticmethod(inside(function.backward))))
         yield mode
 
 
@@ -206,6 +208,13 @@ def test_a_stage_that_needs_no_gradient_gets_none():
 # ---- tensors without values: what is launched, and where ----
 
 
+class Context:
+    """In the place of autograd's, whose engine needs a device."""
+
+    def save_for_backward(self, *tensors):
+        self.saved_tensors = tensors
+
+
 def forward_and_backward(stages, scope):
     losses, *kept = correlation.loss_forward(stages, *scope)
     yield losses
@@ -220,8 +229,9 @@ def test_nothing_is_read_back_and_everything_is_on_the_device(shape, scope, dtyp
     with FakeTensorMode(), torch.no_grad():
         x = torch.empty(SHAPES[shape], dtype=dtype, device="cuda").contiguous(memory_format=torch.channels_last)
         losses, (gradient,) = forward_and_backward([x], scope)
-        r, *kept = correlation.correlation_forward(x, *scope)
-        of_r = correlation.correlation_backward(r, x, [r, *kept], *scope)
+        context = Context()
+        r = correlation._Correlation.forward(context, scope, x)
+        _, of_r = correlation._Correlation.backward(context, r)
     assert losses.device == r.device == x.device
     for found in (gradient, of_r):
         assert (found.shape, found.dtype, found.device, found.stride()) == (x.shape, x.dtype, x.device, x.stride())
@@ -252,6 +262,19 @@ def test_a_step_costs_few_kernels_bytes_and_operations(dtype, kernels, bytes_per
 def test_a_count_of_hidden_kernels_is_refused():
     with pytest.raises(ValueError, match="timm_mfd.loss.default hides its kernels"), Kernels():
         torch.ops.timm_mfd.loss([torch.randn(4, 3, 2, 2)], "channel", None, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_the_gradient_of_the_matrix_matches_float64_autograd_for_any_weights(dtype):
+    x, weights = shifted((8, 30, 6, 6), 1, dtype), torch.randn(30, 30)
+    ours, expected = x.clone().requires_grad_(), x.double().requires_grad_()
+    with as_on_cuda() as mode:
+        r = channel_correlation(ours)
+        forward = mode.products
+        (r * weights).sum().backward()
+    assert mode.products > forward
+    (reference_r(expected) * weights).sum().backward()
+    assert relative(ours.grad.double(), expected.grad) <= (1e-4 if dtype == torch.float32 else 1e-2)
 
 
 @pytest.mark.parametrize("dtype", HALF)
