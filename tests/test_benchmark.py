@@ -68,11 +68,9 @@ def test_two_processes_send_triangles_and_means_in_one_collective(monkeypatch):
     assert (results["2 processes"]["bytes"], results["2 processes"]["collectives"]) == (4 * numbers, 1)
 
 
-def test_the_ways_to_write_eq_5_agree():
+def test_the_straightforward_way_gives_the_same_loss():
     x = benchmark_mfd.resnet50_maps(4, torch.device("cpu"), torch.float32)[2]
-    ways = benchmark_mfd.straightforward, benchmark_mfd.with_corrcoef, timm_mfd.mfd_loss
-    values = [loss(x).item() for loss in ways]
-    assert values == pytest.approx([values[0]] * 3, rel=1e-4)
+    assert benchmark_mfd.straightforward(x).item() == pytest.approx(timm_mfd.mfd_loss(x).item(), rel=1e-4)
 
 
 def test_traffic_counts_arguments_and_results_once_and_views_not_at_all():
