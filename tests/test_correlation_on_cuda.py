@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from counters import Kernels, Operations, Traffic, opened
 from test_correlation import LAYOUTS, reference_loss, reference_r
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,7 +17,7 @@ from timm_mfd.loss.samples import Scope
 
 HALF = (torch.bfloat16, torch.float16)
 SHAPES = {"many samples": (6, 9, 6, 4), "few samples": (2, 320, 2, 2)}
-SCOPES = (Scope(), Scope("position"), Scope("channel", max_samples=70))
+SCOPES = (Scope(), Scope("position"), Scope(max_samples=70), Scope(synced=True), Scope("position", synced=True))
 
 
 class AsOnCuda(TorchFunctionMode):
@@ -224,8 +225,14 @@ def forward_and_backward(stages, scope):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_nothing_is_read_back_and_everything_is_on_the_device(shape, scope, dtype):
+def test_nothing_is_read_back_and_everything_is_on_the_device(shape, scope, dtype, monkeypatch):
     """A tensor without values cannot be read, and refuses to meet one of another device."""
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(tensor))
+    # Of one that is made on the host, the device would wait for the copy.
+    monkeypatch.setattr(torch.Tensor, "new_tensor", None)
+    monkeypatch.setattr(torch, "tensor", None)
     with FakeTensorMode(), torch.no_grad():
         x = torch.empty(SHAPES[shape], dtype=dtype, device="cuda").contiguous(memory_format=torch.channels_last)
         losses, (gradient,) = forward_and_backward([x], scope)
