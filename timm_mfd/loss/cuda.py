@@ -66,6 +66,7 @@ def centered_gram(view: Tensor, mean: Tensor, known: bool) -> Tensor:
         _split(chunk - guess, terms[..., : 2 * channels].unflatten(-1, (2, channels)), is_low=which[0])
         terms[..., 2 * channels].fill_(1)
         flat = terms.flatten(0, 1)
+        # The matrices are twice as wide as those of a map in half precision, so blocks are twice as long.
         parts.append(_sum_of_products(flat[:, channels : 2 * channels + 1], flat[:, : 2 * channels], 2 * _ROWS))
     total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
     cross, gram, sums = total[:channels, :channels], total[:channels, channels:], total[channels].view(2, -1)
@@ -125,7 +126,13 @@ def _round(stages: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor
 
 
 def _sum_of_products(a: Tensor, b: Tensor, rows: int) -> Tensor:
-    """Return a^T b in float32 for half-precision `[n, K]` and `[n, L]`: sums over blocks of rows, then over blocks."""
+    """Return a^T b in float32: sums over blocks of rows, then over blocks.
+
+    Args:
+        a: Half precision `[n, K]`.
+        b: The same, `[n, L]`.
+        rows: The least number of rows in a block.
+    """
     rows = max(rows, _ROWS_PER_CHANNEL * b.shape[1])
     blocks = len(a) // rows
     if blocks < 2:
@@ -153,9 +160,12 @@ def _split_product(view: Tensor, mean: Tensor, a: Tensor) -> Tensor:
 
 
 def _split(x: Tensor, out: Tensor, is_low: Tensor) -> None:
-    """Write x = high + low, float32 `[..., C]`, as bf16 `[..., copies, C]` in one pass: -low where told, else high.
+    """Split float32 values into high + low, both bf16, in one pass: the upper half of a float32's bits is high.
 
-    The upper half of the bits of a float32 is a bf16: that is high.
+    Args:
+        x: `[..., C]`.
+        out: bf16 `[..., copies, C]`, which this writes.
+        is_low: `[copies]`, 1 for -low and 0 for high.
     """
     high = x.flatten().view(torch.bfloat16)[1::2].view(x.shape)
     torch.addcmul(high.unsqueeze(-2), x.unsqueeze(-2), is_low[:, None], value=-1, out=out)
