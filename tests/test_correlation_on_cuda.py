@@ -198,6 +198,16 @@ def test_several_stages_at_once_have_the_values_of_each_alone():
         torch.testing.assert_close(ours.grad.double() / 2**16, gradient, rtol=1e-2, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_a_mean_over_all_processes_is_taken_as_it_is_given(dtype):
+    """The images of this process have another."""
+    view, mean = torch.randn(6, 5, 9).to(dtype), torch.randn(5, 9)
+    with AsOnCuda():
+        gram = cuda.centered_gram(view, mean, known=True)
+    y = (view.double() - mean.double()).flatten(0, 1)
+    assert relative(gram.double(), y.T @ y) <= 1e-4
+
+
 def test_a_stage_that_needs_no_gradient_gets_none():
     frozen, free = shifted((4, 9, 6, 6), 1, HALF[0]), shifted((4, 20, 6, 6), 1, HALF[0]).requires_grad_()
     with as_on_cuda():

@@ -70,10 +70,12 @@ def centered_gram(view: Tensor, mean: Tensor, known: bool) -> Tensor:
         parts.append(_sum_of_products(flat[:, channels : 2 * channels + 1], flat[:, : 2 * channels], 2 * _ROWS))
     total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
     cross, gram, sums = total[:channels, :channels], total[:channels, channels:], total[channels].view(2, -1)
+    gram = (gram - cross).sub_(cross.T)
+    if known:
+        return gram
     offset = sums[1] - sums[0]
-    if not known:
-        torch.add(guess, offset, alpha=1 / count, out=mean)
-    return (gram - cross).sub_(cross.T).addr_(offset, offset, alpha=-1 / count)
+    torch.add(guess, offset, alpha=1 / count, out=mean)
+    return gram.addr_(offset, offset, alpha=-1 / count)
 
 
 def input_gradients(stages: Sequence[tuple[Tensor, ...]], scope: Scope) -> list[Tensor]:
