@@ -24,11 +24,14 @@ def measured(parts, tmp_path, **kwargs):
 @pytest.mark.filterwarnings("ignore")
 def test_one_command_measures_what_mfd_costs_and_prints_the_table_of_the_readme(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark_mfd, "PROCESSES", (1,))
+    monkeypatch.setitem(benchmark_mfd.STEPS, "cpu", [(32, False), (16, True)])
+    monkeypatch.setattr(timm_mfd.MFDClassificationTask, "compile", lambda task: None)  # takes a minute
     monkeypatch.setattr(benchmark_mfd, "measured_rates", lambda *_: {"operations": 1e12, "bytes": 1e11})
     results = measured(benchmark.Args().parts, tmp_path, max_samples=100)
     assert results["stages"]["stage 0"]["two bare products"]["ratio"] == 1
     assert 0 < results["stages"]["error of max_samples"] < 1
-    assert results["step"]["test_resnet"]["with MFD"]["median"] > 0
+    for case in ("test_resnet, 32 px", "test_resnet, 16 px, compiled"):
+        assert results["step"][case]["with MFD"]["median"] > 0
     counted = results["stages"]["stage 1"]["timm_mfd"]
     assert counted["operations"] == pytest.approx(4 * 4 * 32 * 32 * 256**2, rel=1e-3)
     assert min(counted["kernels"], counted["bytes"], counted["limit"]) > 0

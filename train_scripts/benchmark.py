@@ -38,7 +38,7 @@ class Args:
     batch_size: int = 128
     """Images per batch."""
     models: tuple[str, ...] = ("resnet50_mfd",)
-    """Backbones of the whole training step, with the cifar stem where they have one."""
+    """Backbones of the whole training step, with the paper's stem where they have stems."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the network and of the maps."""
     max_samples: int = 2048
@@ -87,7 +87,7 @@ def table(results: dict[str, Any]) -> dict[str, str]:
     """Return the rows of README's "What it costs"."""
     stages, growth, counts = results["stages"]["all stages"], results["growth"], results["counts"]
     ours, name, bound = stages["timm_mfd"], results["args"]["models"][0], results["args"]["max_samples"]
-    step = results["step"][name]
+    step = results["step"][f"{name}, 32 px"]
     processes = [key for key in growth if "process" in key]
 
     def in_all(key: str) -> str:

@@ -18,8 +18,10 @@ from torch.nn.grad import conv2d_weight
 import timm_mfd
 from timm_mfd.loss import correlation
 from timm_mfd.loss.samples import Scope
+from timm_mfd.models import paper_stem
 
 PROCESSES = (1, 2, 4)
+STEPS = {"cpu": [(32, False)], "cuda": [(32, False), (32, True), (64, False), (64, True)]}  # side, whether compiled
 RESNET50_32_PX = ((64, 32), (256, 32), (512, 16), (1024, 8), (2048, 4))  # with the cifar stem
 RESNET50_64_PX = ((64, 64), *RESNET50_32_PX[1:])  # with the small one
 
@@ -100,11 +102,11 @@ def measure_stages(args: Any, device: torch.device, dtype: torch.dtype) -> dict[
 
 
 def build_task(
-    name: str, mfd: timm_mfd.MFDLoss, device: torch.device, classes: int = 100, stem: str = "cifar"
+    name: str, mfd: timm_mfd.MFDLoss, device: torch.device, side: int = 32, classes: int = 100
 ) -> timm_mfd.MFDClassificationTask:
-    """A task with a stem where the model has stems."""
+    """A task whose model has the paper's stem for images of a side, where it has stems."""
     torch.manual_seed(0)
-    arguments = {"stem": stem} if name in timm_mfd.list_models() else {}
+    arguments = {"stem": paper_stem(name, side)} if name in timm_mfd.list_models() else {}
     model = timm_mfd.create_model(name, num_classes=classes, **arguments).to(device, memory_format=torch.channels_last)
     return timm_mfd.MFDClassificationTask(model, None, mfd, device=device, verbose=False).train()
 
@@ -126,22 +128,27 @@ def training_step(
 
 
 def measure_step(args: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """A whole training step at 32 px with and without MFD."""
+    """A whole training step with and without MFD: at 32 px, on a GPU at 64 px and compiled, too."""
     results = {}
-    images = torch.randn(args.batch_size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 100, (args.batch_size,), device=device)
     variants = {
         "without MFD": timm_mfd.MFDLoss(0),
         "with MFD": timm_mfd.MFDLoss(1),
         f"max_samples {args.max_samples}": timm_mfd.MFDLoss(1, max_samples=args.max_samples),
     }
+    labels = torch.randint(0, 100, (args.batch_size,), device=device)
     for name in args.models:
-        steps = {
-            variant: training_step(build_task(name, mfd, device), images, labels, dtype)
-            for variant, mfd in variants.items()
-        }
-        results[name] = time_side_by_side(steps, args.rounds, device)
-        show(name, results[name])
+        for side, compiled in STEPS[device.type]:
+            images = torch.randn(args.batch_size, 3, side, side, device=device)
+            images = images.contiguous(memory_format=torch.channels_last)
+            tasks = {variant: build_task(name, mfd, device, side) for variant, mfd in variants.items()}
+            if compiled:
+                for task in tasks.values():
+                    task.compile()
+            steps = {variant: training_step(task, images, labels, dtype) for variant, task in tasks.items()}
+            title = f"{name}, {side} px" + ", compiled" * compiled
+            print(f"  {title}")
+            results[title] = time_side_by_side(steps, args.rounds, device)
+            show("", results[title])
     return results
 
 

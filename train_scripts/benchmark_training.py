@@ -17,7 +17,6 @@ from torchvision import transforms
 
 import timm_mfd
 from timm_mfd.data import ArrayImages, ImageData, TrainLoader, load_dataset, place
-from timm_mfd.models import paper_stem
 
 BOUNDS_MODELS = ("mobilenetv2_100_mfd", "resnet50_mfd")  # of the paper's rows that begin with Tiny ImageNet
 BOUNDS_SIDE = 64
@@ -115,10 +114,10 @@ def measure_bounds(args: Any, device: torch.device, dtype: torch.dtype) -> dict[
     images, labels = next(iter(loader.epoch(0)))
     images = images.contiguous(memory_format=torch.channels_last)
     for name in BOUNDS_MODELS:
-        task = build_task(name, timm_mfd.MFDLoss(1), device, classes, paper_stem(name, side))
+        task = build_task(name, timm_mfd.MFDLoss(1), device, side, classes)
         step, small = (training_step(task, images[:n], labels[:n], dtype) for n in (args.batch_size, 2))
         counts = counts_of(step)
-        compiled = build_task(name, timm_mfd.MFDLoss(1), device, classes, paper_stem(name, side))
+        compiled = build_task(name, timm_mfd.MFDLoss(1), device, side, classes)
         compiled.compile()
         things: dict[str, Callable[[], object]] = {
             "step": step,
