@@ -144,7 +144,7 @@ def run_processes(function: Callable[..., Any], processes: int, folder: Path, *a
     """Call `function(rank, processes, *arguments)` in several gloo processes and return what each returned."""
     running = [start_process(_enter, rank, function, processes, str(folder), arguments) for rank in range(processes)]
     for process in running:
-        process.join(timeout=300)
+        process.join(timeout=600)  # it ends what hangs; busy machines take long
         assert process.exitcode == 0
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(processes)]
 

@@ -185,7 +185,7 @@ MISTAKES = {
     "empty class": (remove_class("train", "bee"), FOLDER, "class 'bee' has images in val/ but none in train/"),
     "class only in val": (add_image("val/dog/1.png"), FOLDER, "class 'dog' is in val/ but not in train/"),
     "no train folder": (rename_split("train", "training"), FOLDER, "to hold train/ and val/, validation/, "),
-    "no val folder": (rename_split("val", "dev"), FOLDER, "found dev/, train/"),
+    "no val folder": (rename_split("val", "later"), FOLDER, "found later/, train/"),
     "two sizes": (images_of_two_sizes, FOLDER, "images/train/cat/big.png is 20x20, the other images are 16x16"),
     # weights and checkpoints
     "pickled model that would run code": (

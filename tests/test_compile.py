@@ -142,8 +142,11 @@ def test_under_autocast_and_checkpointing_a_task_is_still_one_graph(backend):
                 return call(x, y)
 
         results += step(under_autocast, list(task.parameters()), *batch())
-    # bf16 rounds at other places where inductor fuses.
-    check_same(found, expected, backend, rtol=0.1)
+    if backend == "inductor":
+        # bf16 rounds at other places where kernels are fused. In a sum that cancels, as the gradient of a bias behind
+        # batch norm, that is a tenth of it, with MFD or without; in all gradients together it is 1 %.
+        found, expected = ([*values[:2], torch.cat([g.flatten() for g in values[2:]])] for values in (found, expected))
+    check_same(found, expected, backend, rtol=0.02)
 
 
 def test_the_operators_are_what_torch_expects_of_them():

@@ -150,7 +150,11 @@ def test_a_compiled_task_is_one_graph_with_the_eager_values(mode, dtype):
         found = step(call, task, dtype)
     for _ in range(3):
         expected = step(eager, eager, dtype)
-    bound = 1e-3 if dtype is None else 0.1  # bf16 rounds at other places where kernels are fused
+    bound = 1e-3
+    if dtype is not None:
+        # bf16 rounds at other places where kernels are fused: sums that cancel change much, all together do not.
+        found, expected = ([*values[:2], torch.cat([g.flatten() for g in values[2:]])] for values in (found, expected))
+        bound = 0.03
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).norm() <= bound * theirs.norm() + 1e-5
     assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0

@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 from processes import start_process, start_ranks
 
+MODERN = {
+    "opt": "adamw", "lr": 2e-3, "schedule": "cosine", "warmup_epochs": 1, "augment": "timm", "aa": "rand-m5",
+    "workers": 1, "mixup": 0.2, "clip_grad": 1.0, "accumulate": 2,
+}  # fmt: skip
 
-def train_in(folder, epochs):
+
+def train_in(folder, epochs, options):
     """One process of `train.py --resume auto`."""
     from train import Args, main
 
@@ -19,26 +24,28 @@ def train_in(folder, epochs):
     log = os.open(f"log{os.environ.get('RANK', '0')}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    places = {"output_dir": "run", "resume": "auto", "checkpoint_minutes": 0.0}
     main(
         Args(
-            model="test_resnet", epochs=epochs, batch_size=240, lr=0.05, ema_decay=0.9, checkpoint_minutes=0.0,
-            output_dir="run", resume="auto",
+            **{"model": "test_resnet", "epochs": epochs, "batch_size": 240, "lr": 0.05, "ema_decay": 0.9}
+            | places
+            | options
         )
-    )  # fmt: skip
-
-
-def start(folder, processes, epochs):
-    return (
-        [start_process(train_in, folder, epochs)]
-        if processes == 1
-        else start_ranks(train_in, processes, folder, epochs)
     )
 
 
-def finish(folder, processes, epochs):
-    running = start(folder, processes, epochs)
+def start(folder, processes, epochs, options):
+    return (
+        [start_process(train_in, folder, epochs, options)]
+        if processes == 1
+        else start_ranks(train_in, processes, folder, epochs, options)
+    )
+
+
+def finish(folder, processes, epochs, options):
+    running = start(folder, processes, epochs, options)
     for process in running:
-        process.join(timeout=120)
+        process.join(timeout=300)
         assert process.exitcode == 0, (folder / "log0.txt").read_text()[-2000:]
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
@@ -57,26 +64,29 @@ def stopped_in_a_write(process, partial):
 
 
 @pytest.mark.parametrize(
-    ("processes", "kills"),
+    ("processes", "kills", "options"),
     [
-        (1, 3),
-        pytest.param(1, 20, marks=pytest.mark.slow),
-        pytest.param(2, 3, marks=pytest.mark.slow),
-        pytest.param(2, 20, marks=pytest.mark.slow),
-        pytest.param(3, 4, marks=pytest.mark.slow),
+        (1, 3, {}),
+        pytest.param(1, 20, {}, marks=pytest.mark.slow),
+        pytest.param(2, 3, {}, marks=pytest.mark.slow),
+        pytest.param(2, 20, {}, marks=pytest.mark.slow),
+        pytest.param(3, 4, {}, marks=pytest.mark.slow),
+        pytest.param(1, 4, MODERN, marks=pytest.mark.slow, id="modern"),
     ],
 )
-def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_never_interrupted(processes, kills, tmp_path):
+def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_never_interrupted(
+    processes, kills, options, tmp_path
+):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
     epochs = 3 + round(1.3 * kills)
-    expected = finish(whole, processes, epochs)
+    expected = finish(whole, processes, epochs, options)
     checkpoint = cut / "run" / "checkpoint" / "state.safetensors"
     partial = checkpoint.with_name(f"{checkpoint.name}.partial")
     chance = random.Random(processes)
     for kill in range(kills):
-        running = start(cut, processes, epochs)
+        running = start(cut, processes, epochs, options)
 
         def wait_for(condition, running=running):
             deadline = time.monotonic() + 60
@@ -104,5 +114,5 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_never_interrup
         for process in running:
             process.join()
             assert process.exitcode in (-signal.SIGKILL, 1)  # 1: it noticed that the other one was gone
-    assert finish(cut, processes, epochs) == expected
+    assert finish(cut, processes, epochs, options) == expected
     assert len(list(Path(cut / "run" / "checkpoint").iterdir())) == 2, "the lock and one checkpoint"

@@ -364,7 +364,10 @@ def test_data_that_are_not_the_papers_make_no_result(official_datasets, monkeypa
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: reproduce.run(table="3"), "unknown table '3'; choose one of 2, 4, 5, 6, eq6, weights, digits"),
+        (
+            lambda: reproduce.run(table="3"),
+            "unknown table '3'; choose one of 2, 4, 5, 6, eq6, weights, resnet18, digits",
+        ),
         (lambda: reproduce.run(table="5", rows=("vgg",)), "no row 'vgg' in Table V"),
         (lambda: reproduce.run(seeds=0), "--seeds must be at least 1, not 0"),
         (lambda: reproduce.run(parallel=0), "--parallel must be at least 1, not 0"),
@@ -515,7 +518,7 @@ def test_no_two_runs_share_a_folder_or_a_log(tmp_path):
         for protocol in recipes.PROTOCOLS
         for seed in (0, 1, 10)
     ]
-    assert len({run.folder for run in runs}) == len({run.job([]).log for run in runs}) == len(runs) == 48 * 3 * 3
+    assert len({run.folder for run in runs}) == len({run.job([]).log for run in runs}) == len(runs) == 50 * 3 * 3
 
 
 def test_help_and_list_work_from_the_command_line(tmp_path, monkeypatch):

@@ -42,7 +42,7 @@ class Protocol:
         """The learning rate in words."""
         if self.milestones is None:
             return f"lr {self.lr:g}, along a cosine after {self.warmup_epochs} epochs of warm-up"
-        return f"lr {self.lr:g}, a tenth after {', '.join(map(str, self.milestones))}"
+        return f"lr {self.lr:g}, x 0.1 after {', '.join(map(str, self.milestones))}"
 
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(

@@ -1,7 +1,6 @@
-"""What a computation does, counted and not timed: kernels, operations, bytes that move, bytes alive together."""
+"""What a computation does, counted and not timed: kernels, operations, bytes that move."""
 
 import math
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,31 +23,6 @@ def opened() -> Iterator[None]:
         mock.patch.object(correlation, "_loss_backward_op", correlation.loss_backward),
     ):
         yield
-
-
-class PeakMemory(TorchDispatchMode):
-    """Largest number of bytes alive among the tensors made inside, on any device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        inputs = {storage_of(tensor) for tensor in tensors_in((args, kwargs))}
-        for tensor in tensors_in(out):
-            key, storage = storage_of(tensor), tensor.untyped_storage()
-            if key not in self._seen and key not in inputs:
-                self._seen.add(key)
-                self.alive += storage.nbytes()
-                self.peak = max(self.peak, self.alive)
-                weakref.finalize(storage, self._free, key, storage.nbytes())
-        return out
-
-    def _free(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.alive -= size
 
 
 class Kernels(TorchDispatchMode):

@@ -165,5 +165,5 @@ def test_what_cannot_be_prepared_is_named_and_leaves_nothing(tmp_path, published
 def test_images_of_another_size_are_no_facescrub(folder_dataset):
     with pytest.raises(ValueError, match="facescrub: images are 16x16, expected 64x64; .*prepare_facescrub.py"):
         load_dataset("facescrub", folder_dataset)
-    with pytest.raises(ValueError, match="facescrub: expected .* to hold train/ and .*valid/ or test/"):
+    with pytest.raises(ValueError, match="facescrub: expected .* to hold train/ and val/, .* or test/"):
         load_dataset("facescrub", folder_dataset / "train")

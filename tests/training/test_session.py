@@ -129,6 +129,27 @@ def test_a_modern_recipe_is_resumed_to_the_bit_too(step, monkeypatch):
     assert outcome(Path("cut")) == whole
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_images_augmented_by_timm_are_resumed_to_the_bit_with_any_number_of_workers(folder_dataset, monkeypatch):
+    options = {
+        "dataset": "folder",
+        "data_dir": str(folder_dataset),
+        "image_size": 12,
+        "batch_size": 8,
+        "augment": "timm",
+    }
+    options |= {"aa": "rand-m9-mstd0.5-inc1", "random_erasing": 0.3} | MODERN
+    whole = outcome(run("whole", workers=0, **options))
+    for step, workers in ((2, 1), (7, 3)):
+        folder = f"cut{workers}"
+        with monkeypatch.context() as patch:
+            at_step(patch, step, send(signal.SIGTERM))
+            with pytest.raises(SystemExit):
+                run(folder, workers=workers, **options)
+        run(folder, resume="auto", workers=workers, **options)
+        assert outcome(Path(folder)) == whole
+
+
 def test_the_parts_of_a_batch_add_up_to_its_gradient(folder_dataset, monkeypatch):
     """Without batch norm, dropout and MFD, which see a part at a time."""
     monkeypatch.setattr(train, "create_model", timm_mfd.create_model)

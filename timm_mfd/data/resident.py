@@ -80,8 +80,8 @@ def place(
             pixels = images.pixels
         return ArrayImages(pixels.to(device), images.labels, images.paths)
 
-    test = resident(data.test, data.test_split)
-    return replace(data, train=resident(data.train, "train") if train else data.train, test=test)
+    placed = resident(data.train, "train") if train else data.train
+    return replace(data, train=placed, test=resident(data.test, data.test_split))
 
 
 def resident_bytes(data: ImageData, train: bool = True) -> int:

@@ -26,13 +26,12 @@ from torch import Tensor
 from . import cpu, cuda
 from .processes import average_maps, sum_moments
 from .samples import Center, Scope, empty_gradient, gradient_from_rows, has_few_samples, positions_of, samples
-from .samples import effective_samples as effective_samples
 
 
 @torch.compiler.disable
 def correlation(x: Tensor, scope: Scope) -> Tensor:
     """Return Eq. 6 as `[C, C]`, differentiable once."""
-    return _Correlation.apply(*scope, x)
+    return _Correlation.apply(scope, x)
 
 
 def mean_squared_correlations(stages: Sequence[Tensor], scope: Scope) -> Tensor:
@@ -42,18 +41,25 @@ def mean_squared_correlations(stages: Sequence[Tensor], scope: Scope) -> Tensor:
 
 class _Correlation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, center: Center, max_samples: int | None, synced: bool, x: Tensor) -> Tensor:
-        kept = correlation_forward(x, center, max_samples, synced)
-        ctx.scope = center, max_samples, synced
-        ctx.save_for_backward(x, *kept)
-        return kept[0]
+    def forward(ctx: Any, scope: Scope, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            vectors, (gram,), maps = _statistics([x], scope, [1.0], [False])
+            inverse_norm = vectors[0, 0]
+            r = gram.mul_(inverse_norm).mul_(inverse_norm[:, None])
+        ctx.scope = scope
+        ctx.save_for_backward(x, r, vectors, *maps)
+        return r
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
-        x, *kept = ctx.saved_tensors
-        gradient = correlation_backward(grads[0], x, kept, *ctx.scope)
-        return None, None, None, gradient
+        x, r, vectors, *maps = ctx.saved_tensors
+        (inverse_norm,), _, means, offsets = vectors
+        with torch.autocast(x.device.type, enabled=False):
+            both = grads[0] + grads[0].T
+            a = both * inverse_norm * inverse_norm[:, None]
+            a.diagonal().sub_((both * r).sum(1) * inverse_norm.square())
+            return None, _backend([x]).input_gradients([(x, (maps or means)[0], offsets[0], a)], ctx.scope)[0]
 
 
 class _MeanSquaredCorrelations(torch.autograd.Function):
@@ -83,28 +89,6 @@ def _refuse_second_derivative() -> None:
 
 
 # ---- the operators ----
-
-
-def correlation_forward(x: Tensor, center: Center, max_samples: int | None, synced: bool) -> list[Tensor]:
-    """Return Eq. 6 `[C, C]` and what else the backward needs of `_statistics`."""
-    with torch.autocast(x.device.type, enabled=False):
-        vectors, (gram,), maps = _statistics([x], Scope(center, max_samples, synced), [1.0], [False])
-        inverse_norm = vectors[0, 0]
-        return [gram.mul_(inverse_norm).mul_(inverse_norm[:, None]), vectors, *maps]
-
-
-def correlation_backward(
-    grad: Tensor, x: Tensor, kept: Sequence[Tensor], center: Center, max_samples: int | None, synced: bool
-) -> Tensor:
-    """Return dL/dx of Eq. 6."""
-    r, vectors, *maps = kept
-    (inverse_norm,), _, means, offsets = vectors
-    with torch.autocast(x.device.type, enabled=False):
-        both = grad + grad.T
-        a = both * inverse_norm * inverse_norm[:, None]
-        a.diagonal().sub_((both * r).sum(1) * inverse_norm.square())
-        scope = Scope(center, max_samples, synced)
-        return _backend([x]).input_gradients([(x, (maps or means)[0], offsets[0], a)], scope)[0]
 
 
 def loss_forward(stages: Sequence[Tensor], center: Center, max_samples: int | None, synced: bool) -> list[Tensor]:
@@ -182,7 +166,7 @@ def _statistics(
     views = [samples(x, scope) for x in stages]
     known = scope.center == "position"
     dtype = reduce(torch.promote_types, (x.dtype for x in stages), torch.float32)
-    vectors = stages[0].new_zeros(4, len(stages), max(x.shape[1] for x in stages), dtype=dtype)
+    vectors = torch.zeros(4, len(stages), max(x.shape[1] for x in stages), dtype=dtype, device=stages[0].device)
     inverse_norms, _, rows, offsets = vectors
     maps = [view.mean(0, dtype=dtype) for view in views] if known else []
     if known and scope.synced:

@@ -17,6 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from . import cpu
 from .samples import Scope, gradient_from_rows, samples
 
+_HALF = (torch.bfloat16, torch.float16)
+
 # A deviation below this part of the mean may be rounding of sums of squares.
 _ROUNDING_OF_SUMS = 1 / 300
 
@@ -26,10 +28,10 @@ _ROWS = 4096
 _ROWS_PER_CHANNEL = 8
 # Elements of a float32 map that are split at a time.
 _CHUNK = 2**26
-# Columns of ones beside the samples, which sum them in the same product: 8, so that rows stay aligned to 16 bytes.
-_ONES = 8
-# Of so many positions one serves for a first guess of the mean, which is then off by no more than 4 std.
-_GUESS = 16
+# Columns beside the samples, of which one is used: rows stay aligned to 16 bytes.
+_PADDING = 8
+# Of so many positions one serves for a first guess of the mean, which is then off by no more than 8 std.
+_GUESS = 64
 
 
 def rounding(view: Tensor, known: bool) -> float:
@@ -39,7 +41,7 @@ def rounding(view: Tensor, known: bool) -> float:
 
 def is_raw(x: Tensor, known: bool) -> bool:
     """Whether a map is multiplied as it is: half precision, and one mean per channel."""
-    return x.dtype in (torch.bfloat16, torch.float16) and not known
+    return x.dtype in _HALF and not known
 
 
 def centered_gram(view: Tensor, mean: Tensor, known: bool) -> Tensor:
@@ -53,22 +55,27 @@ def centered_gram(view: Tensor, mean: Tensor, known: bool) -> Tensor:
     if is_raw(view, known):
         rows = view.reshape(-1, view.shape[2])
         torch.mean(rows, 0, dtype=mean.dtype, out=mean)
-        return _sum_of_products(rows, rows).addr_(mean, mean, alpha=-len(rows))
-    samples_here, channels = view.shape[0] * view.shape[1], view.shape[2]
+        return _sum_of_products(rows, rows, _ROWS).addr_(mean, mean, alpha=-len(rows))
+    count, channels = view.shape[0] * view.shape[1], view.shape[2]
     guess = mean if known else view[:, ::_GUESS].mean((0, 1), dtype=mean.dtype)
-    total = None
+    which = torch.eye(2, device=view.device)
+    parts = []
     for chunk in _chunks(view):
-        terms = chunk.new_empty(*chunk.shape[:2], 2 * channels + _ONES, dtype=torch.bfloat16)
-        terms[..., 2 * channels :].fill_(1)
-        _split(chunk, guess, low=terms[..., :channels], high=terms[..., None, channels : 2 * channels])
+        # -low, high and 1, which sums the others in the same product.
+        terms = view.new_empty(*chunk.shape[:2], 2 * channels + _PADDING, dtype=torch.bfloat16)
+        _split(chunk - guess, terms[..., : 2 * channels].unflatten(-1, (2, channels)), is_low=which[0])
+        terms[..., 2 * channels].fill_(1)
         flat = terms.flatten(0, 1)
-        part = _sum_of_products(flat[:, channels:], flat[:, : 2 * channels])
-        total = part if total is None else total.add_(part)
-    assert total is not None  # there is an image
-    cross, gram, sums = total[:channels, :channels], total[:channels, channels:], total[channels].view(2, -1).sum(0)
-    if not known:
-        torch.add(guess, sums, alpha=1 / samples_here, out=mean)
-    return (gram + cross).add_(cross.T).addr_(sums, sums, alpha=-1 / samples_here)
+        # The matrices are twice as wide as those of a map in half precision, so blocks are twice as long.
+        parts.append(_sum_of_products(flat[:, channels : 2 * channels + 1], flat[:, : 2 * channels], 2 * _ROWS))
+    total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    cross, gram, sums = total[:channels, :channels], total[:channels, channels:], total[channels].view(2, -1)
+    gram = (gram - cross).sub_(cross.T)
+    if known:
+        return gram
+    offset = sums[1] - sums[0]
+    torch.add(guess, offset, alpha=1 / count, out=mean)
+    return gram.addr_(offset, offset, alpha=-1 / count)
 
 
 def input_gradients(stages: Sequence[tuple[Tensor, ...]], scope: Scope) -> list[Tensor]:
@@ -78,12 +85,13 @@ def input_gradients(stages: Sequence[tuple[Tensor, ...]], scope: Scope) -> list[
         stages: Map x `[B, C, H, W]`, mean `[C]` or `[P, C]`, what does not matter here, and A `[C, C]`.
         scope: Which values are samples.
     """
-    rounded = iter(_round([(mean, a.to(x.dtype)) for x, mean, _, a in stages if is_raw(x, mean.ndim == 2)]))
+    raw = [(mean, a.to(x.dtype)) for x, mean, _, a in stages if is_raw(x, mean.ndim == 2)]
+    rounded = {dtype: iter(_round([pair for pair in raw if pair[1].dtype == dtype])) for dtype in _HALF}
     gradients = []
     for x, mean, _, a in stages:
         view = samples(x, scope)
         if is_raw(x, mean.ndim == 2):
-            matrix, bias = next(rounded)
+            matrix, bias = next(rounded[x.dtype])
             rows = torch.addmm(bias, view.reshape(-1, len(a)), matrix, beta=-1)
         else:
             rows = _split_product(view, mean, a)
@@ -103,7 +111,7 @@ def _round(stages: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor
     the channel whose mean is largest; else the error would be (mean / std) times that of rounding the gradient.
 
     Args:
-        stages: Mean `[C]` and A in half precision, which this changes, of each stage.
+        stages: Mean `[C]` and A, which this changes, of each stage; all A in one of the half precisions.
     """
     if not stages:
         return []
@@ -119,9 +127,15 @@ def _round(stages: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor
     return [(a, row[: len(a)]) for (_, a), row in zip(stages, bias, strict=True)]
 
 
-def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
-    """Return a^T b in float32 for half-precision `[n, K]` and `[n, L]`: sums over blocks of rows, then over blocks."""
-    rows = max(_ROWS, _ROWS_PER_CHANNEL * b.shape[1])
+def _sum_of_products(a: Tensor, b: Tensor, rows: int) -> Tensor:
+    """Return a^T b in float32: sums over blocks of rows, then over blocks.
+
+    Args:
+        a: Half precision `[n, K]`.
+        b: The same, `[n, L]`.
+        rows: The least number of rows in a block.
+    """
+    rows = max(rows, _ROWS_PER_CHANNEL * b.shape[1])
     blocks = len(a) // rows
     if blocks < 2:
         return torch.mm(a.T, b, out_dtype=torch.float32)
@@ -132,23 +146,31 @@ def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _split_product(view: Tensor, mean: Tensor, a: Tensor) -> Tensor:
-    """Return (samples - mean) A as float32 `[n, C]`: low A_high + high A_high + high A_low in one product."""
+    """Return (samples - mean) A as float32 `[n, C]`: high A_high + high A_low + low A_high in one product."""
     channels, width = a.shape
     weights = a.new_empty(3, channels, width, dtype=torch.bfloat16)
-    weights[:2] = a
-    torch.sub(a, weights[0], out=weights[2])
+    which = torch.eye(3, device=a.device)
+    _split(a, weights[::2].transpose(0, 1), is_low=which[0, ::2])
+    torch.neg(weights[2], out=weights[1])
     parts = []
     for chunk in _chunks(view):
-        terms = chunk.new_empty(*chunk.shape[:2], 3, channels, dtype=torch.bfloat16)
-        _split(chunk, mean, low=terms[:, :, 0], high=terms[:, :, 1:])
+        # mean - samples is high + low here; the weights are -A_low, -A_high, A_high.
+        terms = view.new_empty(*chunk.shape[:2], 3, channels, dtype=torch.bfloat16)
+        _split(mean - chunk, terms, is_low=which[2])
         parts.append(torch.mm(terms.view(-1, 3 * channels), weights.flatten(0, 1), out_dtype=torch.float32))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _split(chunk: Tensor, mean: Tensor, low: Tensor, high: Tensor) -> None:
-    """Write chunk - mean, `[b, P, C]`, as high `[b, P, copies, C]` + low `[b, P, C]`, both bf16."""
-    torch.sub(chunk[:, :, None].expand(high.shape), mean[..., None, :], out=high)
-    torch.sub(chunk - mean, high[:, :, 0], out=low)
+def _split(x: Tensor, out: Tensor, is_low: Tensor) -> None:
+    """Split float32 values into high + low, both bf16, in one pass: the upper half of a float32's bits is high.
+
+    Args:
+        x: `[..., C]`.
+        out: bf16 `[..., copies, C]`, which this writes.
+        is_low: `[copies]`, 1 for -low and 0 for high.
+    """
+    high = x.flatten().view(torch.bfloat16)[1::2].view(x.shape)
+    torch.addcmul(high.unsqueeze(-2), x.unsqueeze(-2), is_low[:, None], value=-1, out=out)
 
 
 def _chunks(view: Tensor) -> Iterator[Tensor]:

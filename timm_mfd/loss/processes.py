@@ -44,7 +44,8 @@ def sum_moments(
         Counts `[]` and Gram matrices over all processes.
     """
     known = [] if same_means else means
-    own = torch.cat([grams[0].new_tensor(counts), *known])
+    # Filled on the device: to copy a number there, a GPU would be waited for.
+    own = torch.cat([*(grams[0].new_full((1,), count) for count in counts), *known])
     everyones = own.new_zeros(dist.get_world_size(), len(own))
     everyones[dist.get_rank()] = own
     upper = [torch.triu_indices(len(gram), len(gram), device=gram.device).unbind() for gram in grams]

@@ -2,6 +2,7 @@
 
 import fnmatch
 import warnings
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,9 @@ def arguments_for(name: str, image_size: tuple[int, int], stem: Stem | None = No
         if cfg is not None and cfg.fixed_input_size:
             arguments["img_size"] = image_size
     elif source is not None:
-        cfg = preprocessing_of(name)
+        cfg = None
+        with suppress(ValueError):  # `create_model` says what is wrong with it
+            cfg = preprocessing_of(name)
         if cfg and cfg.fixed_input_size and tuple(cfg.input_size[1:]) != tuple(image_size):
             arguments["img_size"] = image_size
     return arguments
