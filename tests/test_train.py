@@ -107,6 +107,10 @@ def test_the_moving_average_is_what_is_evaluated_and_saved(folder_dataset):
     still = run(dataset="folder", data_dir=str(folder_dataset), ema_decay=0.999999, epochs=2)
     initial = json.loads((still / "summary.json").read_text())["mean_abs_correlation"]
     assert initial["after"] == pytest.approx(initial["before"], abs=5e-3)
+    train.set_seed(0)
+    start = dict(timm.create_model("test_resnet", num_classes=3).named_parameters())
+    for name, value in timm.create_model(f"local-dir:{still}/model", pretrained=True).named_parameters():
+        torch.testing.assert_close(value, start[name], rtol=0, atol=1e-5, msg=name)
 
 
 def test_mixed_precision_rounds_the_network_and_stages_keep_their_numbers(folder_dataset, capsys, monkeypatch):
@@ -243,7 +247,7 @@ def test_two_processes_give_the_weights_of_one_with_the_same_batches(parts, fold
 
 def train_digits(folder):
     os.chdir(folder)
-    run(batch_size=64, lr=0.05)
+    run(batch_size=64, lr=0.05, ema_decay=0.5)
 
 
 @pytest.mark.parametrize("how", ["ranks", pytest.param("torchrun", marks=pytest.mark.slow)])
@@ -255,6 +259,7 @@ def test_the_reported_accuracy_is_that_of_the_saved_model_with_two_processes(how
             assert process.exitcode == 0
     else:
         flags = ["--model", "test_resnet", "--epochs", 1, "--batch-size", 64, "--output-dir", "run", "--lr", 0.05]
+        flags += ["--ema-decay", 0.5]
         result = launch(*flags, processes=2)
         assert result.returncode == 0, result.stderr
     summary = json.loads(Path("run/summary.json").read_text())
