@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from processes import start_process, start_ranks
 
+from timm_mfd.run_dir import STOPPED
+
 
 def train_in(folder, epochs):
     """One process of `train.py --resume auto`."""
@@ -56,6 +58,34 @@ def stopped_in_a_write(process, partial):
     return False
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "number", "rank"),
+    [(1, signal.SIGUSR1, 0), (1, signal.SIGUSR2, 0), (2, signal.SIGUSR1, 0), (2, signal.SIGUSR2, 1)],
+)
+def test_a_signal_to_one_process_stops_all_at_the_same_step_and_leaves_a_mark(processes, number, rank, tmp_path):
+    folders = [tmp_path / name for name in ("whole", "cut")]
+    for folder in folders:
+        folder.mkdir()
+    expected = finish(folders[0], processes, epochs=3)
+    run = folders[1] / "run"
+    running = start(folders[1], processes, epochs=3)
+    until((run / "checkpoint" / "state.safetensors").exists, running)
+    os.kill(running[rank].pid, number)
+    for process in running:
+        process.join(timeout=120)
+        assert process.exitcode == 128 + number, (folders[1] / "log0.txt").read_text()[-2000:]
+    assert f"{number.name}: stopped in epoch" in (run / STOPPED).read_text()
+    assert finish(folders[1], processes, epochs=3) == expected
+    assert not (run / STOPPED).exists()
+
+
+def until(condition, running):
+    deadline = time.monotonic() + 60
+    while not condition() and all(process.is_alive() for process in running) and time.monotonic() < deadline:
+        time.sleep(0.0005)
+
+
 @pytest.mark.parametrize(
     ("processes", "kills"),
     [
@@ -78,23 +108,18 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_never_interrup
     for kill in range(kills):
         running = start(cut, processes, epochs)
 
-        def wait_for(condition, running=running):
-            deadline = time.monotonic() + 60
-            while not condition() and all(process.is_alive() for process in running) and time.monotonic() < deadline:
-                time.sleep(0.0005)
-
         # Any moment: while it starts, after some steps or evaluations, and in the middle of a write.
         if kill % 4 == 0:
             time.sleep(chance.uniform(0, 0.5) * processes)
         else:
             for _ in range(chance.randint(1, 9)):
                 written = checkpoint.stat().st_ino if checkpoint.exists() else None
-                wait_for(lambda: checkpoint.exists() and checkpoint.stat().st_ino != written)  # noqa: B023
+                until(lambda: checkpoint.exists() and checkpoint.stat().st_ino != written, running)  # noqa: B023
             if kill % 4 == 1:
                 time.sleep(chance.uniform(0, 0.1))
             else:
                 writer = running[0]
-                wait_for(lambda: stopped_in_a_write(writer, partial))  # noqa: B023
+                until(lambda: stopped_in_a_write(writer, partial), running)  # noqa: B023
                 assert partial.exists()
         assert all(process.is_alive() for process in running), (cut / "log0.txt").read_text()[-2000:]
         chance.shuffle(running)

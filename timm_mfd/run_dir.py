@@ -7,21 +7,26 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import SoftFileLease, Timeout
 
 from .atomic import flush, flush_folder, replacing
+from .interruption import Stopped
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
+STOPPED = "stopped"  # a signal stopped the run, which can go on; schedulers look for this file
 _BEFORE_A_CHECKPOINT = ("metrics.jsonl", "nonfinite.json")  # what a run may write before its first one
 _AFTER_A_CHECKPOINT = {"summary.json", "curves.png", "model", "model.partial", "publish"}
 BUSY = "another process writes into this run"
-_held: list[int] = []  # descriptors of lock files, open until the process ends
+_LEASE = 30.0  # seconds after which a process on another node that gave no sign of life has none
+_held: dict[Path, tuple[int, SoftFileLease]] = {}  # lock file and lease of each run, until the process ends
 _PACKAGES = ("timm_mfd", "torch", "timm", "torchvision", "accelerate", "safetensors", "numpy", "pillow")
 
 
@@ -39,7 +44,8 @@ def check(output_dir: str | None, resume: bool = False) -> None:
         return
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else {""}
     # What others put beside args.json, such as the log of a scheduler, says nothing; what a run writes later does.
-    own = {name.removesuffix(".partial") for name in names} <= {"args.json", "checkpoint", *_BEFORE_A_CHECKPOINT}
+    begun_with = {"args.json", "checkpoint", STOPPED, *_BEFORE_A_CHECKPOINT}
+    own = {name.removesuffix(".partial") for name in names} <= begun_with
     left = own or ("args.json" in names and not names & _AFTER_A_CHECKPOINT)
     begun = resume and left and not (path / CHECKPOINT).exists()
     if names and not begun:
@@ -99,6 +105,10 @@ def note_changes(path: Path, args: Mapping[str, Any]) -> None:
 def hold(path: Path, patience: float = 20.0) -> None:
     """Keep other processes from writing into a run until this one ends, however it ends.
 
+    Two locks, as neither is enough. The kernel's ends with its process at that moment, but on some shared file systems
+    (Lustre with `localflock`, BeeGFS as it comes) it holds within one node only, without saying so. The lease is a file
+    that this process touches every ten seconds: on any node it counts until it was not touched for `_LEASE` seconds.
+
     Args:
         path: The run folder.
         patience: Seconds to wait for another process: a launcher may end before the process that saves the state.
@@ -106,27 +116,76 @@ def hold(path: Path, patience: float = 20.0) -> None:
     Raises:
         FileExistsError: If another process does already.
     """
+    folder = (path / CHECKPOINT).parent
+    folder.mkdir(exist_ok=True)
+    if folder.resolve() in _held:
+        return
+    lock = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, 0o666)
+    lease = SoftFileLease(
+        folder / "lease", lease_duration=_LEASE, timeout=patience + _LEASE, poll_interval=0.2, thread_local=False,
+        on_compromise=lambda loss: _end_if_taken(path, loss.reason),
+    )  # fmt: skip
+    try:
+        free = _lock_in_kernel(lock, patience) and lease.acquire()
+    except Timeout:
+        free = None
+    if not free:
+        os.close(lock)
+        raise FileExistsError(f"{path}: {BUSY}; nothing was changed")
+    _held[folder.resolve()] = lock, lease
+
+
+def _lock_in_kernel(lock: int, patience: float) -> bool:
+    """Return whether no other process has this lock, as far as the system knows; where it has none, nobody does."""
     try:
         import fcntl
     except ImportError:  # not on this system
-        return
-    (path / CHECKPOINT).parent.mkdir(exist_ok=True)
-    lock = os.open((path / CHECKPOINT).with_name("lock"), os.O_WRONLY | os.O_CREAT, 0o666)
+        return True
     deadline = time.monotonic() + patience
     while True:
         try:
             # Of this process alone: decoding processes that outlive it for a moment do not have it.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            return True
         except BlockingIOError:
             if time.monotonic() > deadline:
-                os.close(lock)
-                raise FileExistsError(f"{path}: {BUSY}; nothing was changed") from None
+                return False
             time.sleep(0.1)
         except OSError:  # a file system without locks
-            os.close(lock)
-            return
-    _held.append(lock)
+            return True
+
+
+def _end_if_taken(path: Path, reason: str) -> None:
+    """End this process at once if another one took its run, as when it was suspended for longer than a lease lasts."""
+    if reason in ("owner-changed", "marker-missing"):
+        print(f"error: {path} is gone, or another process took it over", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(1)  # from the thread that touches the lease: the main one must not save any more
+
+
+@contextmanager
+def marking_a_stop(folder: Path | None) -> Iterator[None]:
+    """Leave the mark `STOPPED` in the folder of a run that a signal stops, after its state; an older one goes first.
+
+    An exit code does not tell: launchers return 1 for every reason. A run that fails has a checkpoint, too, but no
+    mark, nor has one whose state could not be written, so that nobody starts those again and again.
+
+    Args:
+        folder: The run folder, if it is known. In one that holds something else nothing is written.
+    """
+    if folder is None or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with suppress(OSError):
+        (folder / STOPPED).unlink(missing_ok=True)
+    try:
+        yield
+    except (Stopped, SystemExit) as error:
+        stopped = error if isinstance(error, Stopped) else error.__context__  # which became an exit of one line
+        if isinstance(stopped, Stopped) and stopped.saved:
+            with suppress(OSError):
+                if (folder / "args.json").exists() or not any(folder.iterdir()):
+                    write_text(folder / STOPPED, f"{stopped}\n")
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

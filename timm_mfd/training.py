@@ -254,9 +254,10 @@ class Training:
 
     def _stop(self, signum: int) -> NoReturn:
         where = f"in epoch {self.epoch + 1} after step {self.step} of {len(self.loader)}"
-        kept = "" if self.save() else ", with an older checkpoint"
+        saved = self.save()
+        kept = "" if saved else ", with an older checkpoint"
         name = signal.Signals(signum).name
-        raise Stopped(f"{name}: stopped {where}; go on with --resume {self.folder}{kept}", signum)
+        raise Stopped(f"{name}: stopped {where}; go on with --resume {self.folder}{kept}", signum, saved)
 
     def _fail(self, bad_step: BadStep | None, otherwise: str) -> NoReturn:
         """Raise an error that names what is not finite, a loss or something else; all processes call it."""

@@ -62,7 +62,23 @@ from timm_mfd.training import Training
 
 
 def main(args: Args) -> None:
-    """Train, evaluate after each epoch, and leave a run folder with a model that loads."""
+    """Train, evaluate after each epoch, and leave a run folder with a model that loads, or a mark if a signal came."""
+    with one_line_errors(ValueError, OSError):
+        folder = folder_of(replace(args, model=source_of(args.model)))
+    with run_dir.marking_a_stop(folder):
+        train(args)
+
+
+def folder_of(args: Args) -> Path | None:
+    """Return the folder that a run writes into, as far as it is known before the run begins."""
+    folder = Path(args.output_dir) if args.output_dir else None
+    if args.resume and (source := run_dir.find_checkpoint(args.resume, args.output_dir, args.name)):
+        return run_dir.to_go_on_in(source, args.output_dir) or folder
+    return folder
+
+
+def train(args: Args) -> None:
+    """Do all of it."""
     follow_launcher()
     foreign = forget_foreign_settings()
 

@@ -13,9 +13,10 @@ from processes import wait_for
 
 from timm_mfd.data import load_dataset
 from timm_mfd.data.decoding import decoded_batches
+from timm_mfd.interruption import STOP_SIGNALS
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [*STOP_SIGNALS, signal.SIGINT])
 def test_batches_still_come_after_a_signal_to_every_decoding_process(folder_dataset, number):
     images = load_dataset("folder", folder_dataset).train
     batches = decoded_batches(images, 2, batch_size=2)
