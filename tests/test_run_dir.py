@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -109,6 +110,15 @@ def test_a_folder_that_another_process_writes_is_refused_until_that_one_dies():
         run_dir.hold(Path("busy"), patience=0.2)
     process.kill()
     run_dir.hold(Path("busy"))
+
+
+def test_a_run_that_was_removed_is_held_anew():
+    begin("busy")
+    run_dir.hold(Path("busy"))
+    shutil.rmtree("busy")
+    begin("busy")
+    run_dir.hold(Path("busy"))
+    assert Path("busy/checkpoint/lease").exists()
 
 
 def hold_by_lease_alone(folder, held, seconds):

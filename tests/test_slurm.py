@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import reproduce
+from test_report import results_of
 
-from timm_mfd import slurm
+from timm_mfd import results, slurm
 from timm_mfd.recipes import RECIPES
 from timm_mfd.results import path_of
 from timm_mfd.run_dir import STOPPED
@@ -131,6 +132,17 @@ def test_what_is_submitted_is_in_the_list_and_is_not_submitted_again(cluster, ca
     reproduce.array(**DIGITS, submit=True)
     assert "4 runs: 0 done, 4 in the queue, 0 to do" in capsys.readouterr().err
     assert (cluster / "calls").read_text().count("sbatch") == 1
+
+
+def test_the_command_of_the_script_keeps_the_result_of_a_finished_run(cluster, monkeypatch, capsys):
+    done = results_of("resnet18/digits/softmax", 99.0)[0]
+    monkeypatch.setattr("timm_mfd.results.collect", {Path("runs/a run"): done}.get)
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "collect", "runs/a run", "--results-dir", "kept"])
+    reproduce.main()
+    assert results.read_all(Path("kept")) == [done]
+    reproduce.array(**DIGITS)
+    command = next(line for line in capsys.readouterr().out.splitlines() if " collect " in line)
+    assert command.endswith('reproduce.py collect "$folder" --results-dir "$results_dir"')
 
 
 def test_jobs_of_others_and_a_queue_that_does_not_answer_are_no_runs(cluster):

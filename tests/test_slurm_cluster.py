@@ -172,7 +172,7 @@ def test_an_array_that_is_preempted_cut_off_and_cancelled_ends_with_the_bits_of_
     assert [state_of(f"{job}_{task}")[1] for task in (preempted, limited, alone)] == [1, 1, 0]
     said = {task: Path("runs/slurm", f"{job}_{task}.log").read_text() for task in range(4)}
     for task in (preempted, limited):
-        assert "SIGTERM: stopped in epoch" in said[task]
+        assert "SIGTERM: stopped" in said[task]
         assert said[task].count("going on from") == 1
     assert "going on from" not in said[alone]
     assert "going on from" in Path("runs/slurm", f"{again}_0.log").read_text()

@@ -116,14 +116,16 @@ def hold(path: Path, patience: float = 20.0) -> None:
     Raises:
         FileExistsError: If another process does already.
     """
-    folder = (path / CHECKPOINT).parent
+    folder = (path / CHECKPOINT).parent.resolve()
     folder.mkdir(exist_ok=True)
-    if folder.resolve() in _held:
-        return
+    if folder in _held:
+        if (folder / "lease").exists():
+            return
+        _release(folder)  # somebody removed it, and this process begins anew
     lock = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, 0o666)
     lease = SoftFileLease(
         folder / "lease", lease_duration=_LEASE, timeout=patience + _LEASE, poll_interval=0.2, thread_local=False,
-        on_compromise=lambda loss: _end_if_taken(path, loss.reason),
+        on_compromise=lambda loss: _end_if_taken(folder, loss.reason),
     )  # fmt: skip
     try:
         free = _lock_in_kernel(lock, patience) and lease.acquire()
@@ -132,7 +134,13 @@ def hold(path: Path, patience: float = 20.0) -> None:
     if not free:
         os.close(lock)
         raise FileExistsError(f"{path}: {BUSY}; nothing was changed")
-    _held[folder.resolve()] = lock, lease
+    _held[folder] = lock, lease
+
+
+def _release(folder: Path) -> None:
+    lock, lease = _held.pop(folder)
+    lease.release()
+    os.close(lock)
 
 
 def _lock_in_kernel(lock: int, patience: float) -> bool:
@@ -155,10 +163,10 @@ def _lock_in_kernel(lock: int, patience: float) -> bool:
             return True
 
 
-def _end_if_taken(path: Path, reason: str) -> None:
+def _end_if_taken(folder: Path, reason: str) -> None:
     """End this process at once if another one took its run, as when it was suspended for longer than a lease lasts."""
-    if reason in ("owner-changed", "marker-missing"):
-        print(f"error: {path} is gone, or another process took it over", file=sys.stderr, flush=True)  # noqa: T201
+    if reason == "owner-changed" or (reason == "marker-missing" and folder.exists()):
+        print(f"error: another process took over {folder.parent}", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(1)  # from the thread that touches the lease: the main one must not save any more
 
 

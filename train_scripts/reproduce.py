@@ -287,7 +287,7 @@ def array(
             print(script, end="")
 
 
-def collect(run: Path, results_dir: Path = _RESULTS) -> None:
+def collect(run: tyro.conf.Positional[Path], results_dir: Path = _RESULTS) -> None:
     """Keep the result of a finished run of a recipe, as `run` does by itself.
 
     Args:
