@@ -111,6 +111,11 @@ def slurm(tmp_path, monkeypatch):
             daemon.wait()
 
 
+def until(condition):
+    """Slurm lets a task that was queued again wait for two minutes, and the machine may be busy."""
+    wait_for(condition, seconds=1500)
+
+
 def call(*command, check=True):
     return subprocess.run(command, check=check, capture_output=True, text=True).stdout
 
@@ -144,15 +149,15 @@ def test_an_array_that_is_preempted_cut_off_and_cancelled_ends_with_the_bits_of_
         metrics = Path("runs/paper", names[task], "metrics.jsonl")
         return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
-    wait_for(lambda: all(epochs(task) >= 2 for task in range(4)))
+    until(lambda: all(epochs(task) >= 2 for task in range(4)))
     call("sbatch", "--partition=high", "--output=/dev/null", "--wrap", "sleep 3")
-    wait_for(lambda: any(state_of(f"{job}_{task}")[0] == "PENDING" for task in range(4)))
+    until(lambda: any(state_of(f"{job}_{task}")[0] == "PENDING" for task in range(4)))
     (preempted,) = [task for task in range(4) if state_of(f"{job}_{task}")[0] == "PENDING"]
     limited, cancelled, alone = [task for task in range(4) if task != preempted]
     call("scontrol", "update", f"JobId={job}_{limited}", "TimeLimit=2")
     call("scancel", f"{job}_{cancelled}")
-    wait_for(lambda: state_of(f"{job}_{cancelled}")[0] == "CANCELLED")
-    wait_for(lambda: state_of(f"{job}_{limited}")[0] == "PENDING")
+    until(lambda: state_of(f"{job}_{cancelled}")[0] == "CANCELLED")
+    until(lambda: state_of(f"{job}_{limited}")[0] == "PENDING")
     call("scontrol", "update", f"JobId={job}_{limited}", "TimeLimit=30")
     assert state_of(f"{job}_{alone}") == ("RUNNING", 0)
     assert state_of(f"{job}_{cancelled}")[0] == "CANCELLED"
@@ -165,7 +170,7 @@ def test_an_array_that_is_preempted_cut_off_and_cancelled_ends_with_the_bits_of_
     again = re.search(r"job (\d+) with 1 runs", run(*submit))[1]
 
     folders = [Path("runs/paper", name) for name in names]
-    wait_for(lambda: len(list(Path("runs/results/paper").glob("*.json"))) == 4, 1500)
+    until(lambda: len(list(Path("runs/results/paper").glob("*.json"))) == 4)
     for folder in folders:
         model = Path("model", "model.safetensors")
         assert (folder / model).read_bytes() == (Path("undisturbed/paper") / folder.name / model).read_bytes()

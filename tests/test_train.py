@@ -260,10 +260,10 @@ def test_two_nodes_train_to_the_weights_of_two_processes_of_one(tmp_path):
     meet = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "7"]
     torchrun = [sys.executable, "-m", "torch.distributed.run"]
     agent = [*torchrun, *meet, "--nproc-per-node", "1", str(SCRIPT), *flags, "--output-dir", "nodes"]
-    for process in [subprocess.Popen(agent, env=environment) for _ in range(2)]:
-        assert process.wait(300) == 0
+    agents = [subprocess.Popen(agent, env=environment) for _ in range(2)]
+    assert [process.wait(900) for process in agents] == [0, 0]
     alone = [*torchrun, "--standalone", "--nproc-per-node", "2", str(SCRIPT), *flags, "--output-dir", "node"]
-    subprocess.run(alone, env=environment, check=True, timeout=300)
+    subprocess.run(alone, env=environment, check=True, timeout=900)
     weights = [Path(run, "model", "model.safetensors").read_bytes() for run in ("node", "nodes")]
     assert weights[0] == weights[1]
     assert json.loads(Path("nodes/summary.json").read_text())["device"].startswith("2 x cpu")

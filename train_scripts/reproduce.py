@@ -246,7 +246,7 @@ def array(
             early.
         submit: Hand the script to sbatch.
     """
-    with one_line_errors(ValueError, OSError):
+    with one_line_errors(ValueError, OSError, ImageDecodeError):
         runs = select(table, rows, seeds, protocol, runs_dir, results_dir)
         site = {"partition": partition, "gpus-per-task": gpus_per_task}
         others: dict[str, str | None] = {name: value for name, value in site.items() if value is not None}
