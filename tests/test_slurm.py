@@ -134,14 +134,21 @@ def test_what_is_submitted_is_in_the_list_and_is_not_submitted_again(cluster, ca
     assert (cluster / "calls").read_text().count("sbatch") == 1
 
 
-def test_the_command_of_the_script_keeps_the_result_of_a_finished_run(cluster, monkeypatch, capsys):
+def test_the_command_line_prints_a_script_whose_own_command_keeps_the_result_of_a_finished_run(
+    cluster, monkeypatch, capsys
+):
     done = results_of("resnet18/digits/softmax", 99.0)[0]
     monkeypatch.setattr("timm_mfd.results.collect", {Path("runs/a run"): done}.get)
     monkeypatch.setattr("sys.argv", ["reproduce.py", "collect", "runs/a run", "--results-dir", "kept"])
     reproduce.main()
     assert results.read_all(Path("kept")) == [done]
-    reproduce.array(**DIGITS)
-    command = next(line for line in capsys.readouterr().out.splitlines() if " collect " in line)
+    options = ["--table", "digits", "--sbatch-option", "account=abc", "exclusive", "--gpus-per-task", "a100:1"]
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "slurm", *options])
+    reproduce.main()
+    shown = capsys.readouterr().out
+    for option in ("account=abc", "exclusive", "gpus-per-task=a100:1"):
+        assert f"#SBATCH --{option}\n" in shown
+    command = next(line for line in shown.splitlines() if " collect " in line)
     assert command.endswith('reproduce.py collect "$folder" --results-dir "$results_dir"')
 
 

@@ -407,6 +407,21 @@ def test_a_run_that_fails_has_no_mark_of_a_stop_not_even_of_an_earlier_one(monke
     assert not Path("cut", STOPPED).exists()
 
 
+def test_a_run_whose_state_could_not_be_written_has_no_mark_when_its_evaluation_is_stopped(monkeypatch, capsys):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    real = train.EvalLoader.__iter__
+    monkeypatch.setattr(train.EvalLoader, "__iter__", lambda self: send(signal.SIGTERM)() or real(self))
+    monkeypatch.setattr(train, "stage_correlations", lambda *_: [0.0] * 5)
+    with pytest.raises(SystemExit) as exit_:
+        run("cut", epochs=1)
+    assert exit_.value.code == 143
+    assert "stopped while evaluating epoch 1" in capsys.readouterr().err
+    assert not Path("cut", STOPPED).exists()
+
+
 def test_a_run_that_is_stopped_before_it_has_begun_has_a_mark_where_its_folder_is_there(monkeypatch):
     Path("cut").mkdir()
     Path("other").mkdir()

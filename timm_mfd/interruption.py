@@ -84,15 +84,20 @@ class StopSignals:
         elif number == signal.SIGINT and time.monotonic() - self._since > _PATIENCE:
             raise KeyboardInterrupt
 
-    def watch(self, items: Iterable[Item], message: str) -> Iterator[Item]:
+    def watch(self, items: Iterable[Item], message: str, saved: bool = True) -> Iterator[Item]:
         """Pass items on until a signal comes.
+
+        Args:
+            items: What to pass on.
+            message: What was kept.
+            saved: As for `Stopped`.
 
         Raises:
             Stopped: With `message`, as soon as one came.
         """
         for item in items:
             if self.received:
-                raise Stopped(f"{signal.Signals(self.received).name}: {message}", self.received)
+                raise Stopped(f"{signal.Signals(self.received).name}: {message}", self.received, saved)
             yield item
 
 

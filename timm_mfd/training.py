@@ -52,6 +52,7 @@ class Training:
         epoch: Epochs that are finished.
         step: Steps that are finished in the epoch now running.
         metrics: One line per finished epoch.
+        is_saved: Whether the newest checkpoint could be written.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Training:
         self.epoch = 0
         self.step = 0
         self.metrics: list[dict[str, Any]] = []
+        self.is_saved = True
         # Of this process in this epoch: steps, then the sums over them of loss, criterion, MFD and MFD of each stage.
         # They stay on the device: reading a number every step would stall it.
         self._sums = torch.zeros(4 + len(self.stages), device=accelerator.device)
@@ -193,7 +195,7 @@ class Training:
                 written = False
                 kept = "the previous one is kept" if (self.folder / CHECKPOINT).exists() else "there is none yet"
                 self._say(f"warning: {error}; {kept}, and training goes on")
-        self._saved_at = time.monotonic()
+        self._saved_at, self.is_saved = time.monotonic(), written
         return written
 
     def _settle(self, images: Tensor, labels: Tensor) -> None:

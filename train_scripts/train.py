@@ -235,7 +235,8 @@ def train(args: Args) -> None:
             epoch = training.epoch + 1
             losses = training.train_epoch(stop, bar)
             began = time.monotonic()
-            batches = stop.watch(test_loader, f"stopped while evaluating epoch {epoch}; go on with --resume {folder}")
+            hint = f"stopped while evaluating epoch {epoch}; go on with --resume {folder}"
+            batches = stop.watch(test_loader, hint, training.is_saved)
             accuracy = evaluate(evaluated(), batches, data.num_classes, accelerator.autocast)
             line = {"epoch": epoch, "top1": accuracy.top1, "top5": accuracy.top5, **losses}
             if main_process:  # of every run, so that those without MFD can be compared
