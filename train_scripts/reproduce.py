@@ -226,7 +226,7 @@ def array(
     `run`; the environment is the one that this is called from.
 
     Args:
-        table: 2, 4, 5, 6, or, beside the paper's, eq6, weights or digits. Default: all tables of the paper.
+        table: 2, 4, 5, 6, or, beside the paper's, eq6, weights, resnet18 or digits. Default: all tables of the paper.
         rows: Beginnings of names, in whole words, such as mobilenetv2/tiny_imagenet; they are run in this order.
         seeds: Runs of each recipe, with the seeds 0, 1, ...
         protocol: paper, strong or quick.
