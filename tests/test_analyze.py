@@ -77,6 +77,20 @@ def viewer_of(folder):
     return json.loads(re.search(r'id="data">(.*)</script>', (folder / "report.html").read_text())[1])
 
 
+@pytest.mark.usefixtures("without_pictures")
+def test_images_are_cropped_as_the_model_was_evaluated_with_them(folder_dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, crop_pct in (("first", 0.5), ("second", 1.0)):
+        model = timm_mfd.create_model("test_resnet", num_classes=3)
+        timm_mfd.save_pretrained(model, tmp_path / name, image_size=(16, 16), crop_pct=crop_pct)
+    options = {"dataset": "folder", "data_dir": str(folder_dataset), "image_size": 16, "workers": 0}
+    whole = load_dataset("folder", folder_dataset, 16)
+    for compare, seen in ((None, whole.cropped(0.5)), (str(tmp_path / "second"), whole)):
+        out = tmp_path / f"out{compare is None}"
+        analyze.main(analyze.Args(model=str(tmp_path / "first"), compare=compare, output_dir=out, **options))
+        assert json.loads((out / "redundancy.json").read_text())["data"]["sha256"] == seen.identity()
+
+
 def test_a_run_folder_brings_its_curves(models, tmp_path, monkeypatch):
     for others in ("correlation_by_stage", "correlation_distribution", "correlation_heat_maps", "feature_maps"):
         monkeypatch.setattr(f"timm_mfd.figures.analysis.{others}", empty_picture)

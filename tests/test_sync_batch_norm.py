@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from processes import run_processes
 from torch import nn
 
+from timm_mfd import MFDClassificationTask, MFDLoss
 from timm_mfd.sync_batch_norm import synchronize_batch_norm
 
 SPLIT = (5, 2, 1)  # images of each process
@@ -88,6 +89,31 @@ def test_processes_with_uneven_batches_get_the_weights_and_statistics_of_one(
         for name, value in expected.items():
             moved = max((value - start[name]).norm().item(), 1e-3)
             assert (state[name] - value).norm().item() <= tolerance * moved, name
+
+
+def train_task(rank, processes, backend=None):
+    """As `train.py` puts it together."""
+    model = network(resnet, torch.float64)
+    task = MFDClassificationTask(model, mfd=MFDLoss(0.0), verbose=False)
+    synchronize_batch_norm(task)
+    if backend:
+        task.compile(backend=backend, dynamic=False)
+    net = nn.parallel.DistributedDataParallel(task) if processes > 1 else task
+    x, y = (tensor.chunk(processes)[rank] for tensor in images(8, torch.float64))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(x, y)["loss"].backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+@pytest.mark.slow
+def test_a_compiled_task_is_synchronized_as_well(tmp_path):
+    expected = train_task(0, 1)
+    for state in run_processes(train_task, 2, tmp_path, "aot_eager"):
+        for name, value in expected.items():
+            torch.testing.assert_close(state[name], value, msg=name)
 
 
 def in_evaluation(rank, processes):

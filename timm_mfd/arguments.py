@@ -67,8 +67,8 @@ class Args:
     batch_size: int = 128
     """Images per step over all processes."""
     accumulate: int = 1
-    """Parts in which the batch of a step passes the network, where memory is short. Batch norm, MFD and mixing see a
-    part at a time."""
+    """Parts in which the batch of a step passes the network, where memory is short. Batch norm and MFD see a part at a
+    time."""
     opt: str = "paper"
     """paper: SGD with momentum 0.9, without Nesterov, with weight decay on all parameters; or an optimizer of timm,
     such as adamw, without weight decay on norms and biases."""
@@ -207,7 +207,7 @@ class Args:
     def _check_recipe_of_today(self) -> None:
         """Refuse what the optimizers, schedules and augmentations of timm would not do."""
         if self.opt != "paper" and self.opt not in (known := list_optimizers()):
-            close = get_close_matches(self.opt, ["paper", *known], n=3)
+            close = get_close_matches(self.opt.lower(), ["paper", *known], n=3)
             hint = f"did you mean {', '.join(close)}?" if close else "timm.optim.list_optimizers() names all"
             raise ValueError(f"--opt {self.opt} is unknown; {hint}")
         if self.opt in _NO_OPTIMIZER:
@@ -233,7 +233,10 @@ class Args:
             if not (math.isfinite(alpha) and alpha >= 0):
                 raise ValueError(f"{flag} must be a finite number from 0, not {alpha}")
             if alpha and self.criterion != "softmax":
-                raise ValueError(f"{flag} {alpha:g} mixes labels, which --criterion {self.criterion} cannot take")
+                raise ValueError(
+                    f"{flag} {alpha:g} mixes labels, which --criterion {self.criterion} cannot take; leave it out, or "
+                    "choose --criterion softmax"
+                )
 
     @classmethod
     def of_run(cls, before: Mapping[str, Any]) -> "Args":

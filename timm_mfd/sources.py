@@ -54,6 +54,24 @@ def data_of(name: str) -> dict[str, Any]:
         raise ValueError(f"{run} is damaged ({error}); name the data set with --dataset") from None
 
 
+def split_seed(name: str, val_fraction: float | None, seed: int | None) -> int:
+    """Return the seed that held images out: the one that is given, or that of the run.
+
+    With another one, a model would be tested on images that it was trained on.
+
+    Args:
+        name: From the command line.
+        val_fraction: The part that was held out, if one was.
+        seed: From the command line.
+
+    Raises:
+        ValueError: If the arguments of the run are damaged.
+    """
+    if seed is not None or val_fraction is None:
+        return seed or 0
+    return data_of(name).get("seed", 0)
+
+
 def data_name(dataset: str, data_dir: str | None) -> str:
     """Return what people call a data set: images of their own by the name of the folder.
 

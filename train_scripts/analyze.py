@@ -41,7 +41,7 @@ from timm_mfd.models.saved import names_by_index
 from timm_mfd.page import write_page
 from timm_mfd.pruning import Pruned, SilentInputs, prune_silent
 from timm_mfd.redundancy import CORRELATION_IMAGES, StageRedundancy, measure_redundancy
-from timm_mfd.sources import data_of, license_of, source_of
+from timm_mfd.sources import data_of, license_of, source_of, split_seed
 from timm_mfd.stages import StageInfo, stage_shapes
 from timm_mfd.tables import redundancy_table, removable_text
 from timm_mfd.training.run_folder import RunFolder
@@ -77,7 +77,7 @@ class Args:
     """Every pair of a group of near-duplicates has |r| above it."""
     val_fraction: float | None = None
     """For --dataset folder without a held-out split: the part that was held out of the training, with --seed."""
-    seed: int = 0
+    seed: int | None = None
     """For --val-fraction: that of the training. Default: that of the run."""
     batch_size: int = 128
     """Images at a time in each process."""
@@ -99,7 +99,7 @@ def main(args: Args) -> None:
     """Measure each model on the same images, then write tables, pictures and the page."""
     with one_line_errors(ValueError, OSError, ImageDecodeError):
         if not args.dataset and not args.image and (of_run := data_of(args.model)):
-            given = {name: value for name in ("data_dir", "image_size") if (value := getattr(args, name)) is not None}
+            given = {name: value for name in of_run if (value := getattr(args, name)) is not None}
             args = replace(args, **of_run | given)
         check(args)
         state = PartialState(cpu=not torch.accelerator.is_available())
@@ -109,7 +109,7 @@ def main(args: Args) -> None:
             prepare_cpu()
         torch.backends.cudnn.allow_tf32 = False  # or the logits of a pruned model would differ by its rounding
         shared = {"cache_dir": args.cache_dir, "workers": args.workers}
-        held_out = {"val_fraction": args.val_fraction, "seed": args.seed}
+        held_out = {"val_fraction": args.val_fraction, "seed": split_seed(args.model, args.val_fraction, args.seed)}
         data = (
             load_dataset(args.dataset, args.data_dir, args.image_size, **held_out, **shared) if args.dataset else None
         )
@@ -117,11 +117,13 @@ def main(args: Args) -> None:
         names = [args.model, *([args.compare] if args.compare else [])]
         opened = {name: open_model(name, size, device) for name in names}
         photo = single_image(args.image, size or common_size(opened)) if args.image else None
+        if data and len(crops := {one.model.pretrained_cfg["crop_pct"] for one in opened.values()}) == 1:
+            data = data.cropped(crops.pop())  # as the run saw them; models that want different crops share whole images
         identity = (data or photo).identity()  # of the files, before they are decoded
         if data:
             if args.dataset == "folder":
                 data = replace(data, name=Path(args.data_dir).absolute().name)
-            data = place(data, "auto", device, **shared)
+            data = place(data, "auto", device, train=False, **shared)
         count = min(args.images, len((data or photo).test))
         kept, silent_stages = measurable(opened, (data or photo).image_size, count, device)
         curves = {

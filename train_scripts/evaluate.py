@@ -25,7 +25,7 @@ from timm_mfd.data import EvalLoader, ImageData, ImageDecodeError, load_dataset,
 from timm_mfd.evaluation import evaluate
 from timm_mfd.launch import one_line_errors, prepare_cpu
 from timm_mfd.models.saved import names_by_index
-from timm_mfd.sources import data_of, source_of
+from timm_mfd.sources import data_name, data_of, source_of, split_seed
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Args:
     the part is taken that the model's configuration names (its crop_pct)."""
     val_fraction: float | None = None
     """For --dataset folder without a held-out split: the part that was held out of the training, with --seed."""
-    seed: int = 0
+    seed: int | None = None
     """For --val-fraction: that of the training. Default: that of the run."""
     batch_size: int = 256
     """Images at a time; it does not change the counts."""
@@ -70,7 +70,8 @@ def main(args: Args) -> None:
         args = with_data_of_run(args)
         numbers = measure(args)
         print("| model | data | top-1 % | top-5 % | images |\n|---|---|---|---|---|")
-        words = f"{numbers['dataset']} {numbers['split']} | {numbers['top1']:.2f} | {numbers['top5']:.2f}"
+        name = data_name(args.dataset, args.data_dir)
+        words = f"{name} {numbers['split']} | {numbers['top1']:.2f} | {numbers['top5']:.2f}"
         print(f"| {args.model} | {words} | {numbers['count']:,} |")
         if args.json:
             args.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
@@ -82,13 +83,13 @@ def with_data_of_run(args: Args) -> Args:
         return args
     if not (of_run := data_of(args.model)):
         raise ValueError(f"give a --dataset: {args.model} is no run folder, which would name its own")
-    given = {name: value for name in ("data_dir", "image_size") if (value := getattr(args, name)) is not None}
+    given = {name: value for name in of_run if (value := getattr(args, name)) is not None}
     return replace(args, **of_run | given)
 
 
 def measure(args: Args) -> dict[str, Any]:
     """Load model and data, check that they speak of the same classes, and count."""
-    held_out = {"val_fraction": args.val_fraction, "seed": args.seed}
+    held_out = {"val_fraction": args.val_fraction, "seed": split_seed(args.model, args.val_fraction, args.seed)}
     shared = {"cache_dir": args.cache_dir, "workers": args.workers}
     data = load_dataset(args.dataset, args.data_dir, args.image_size, **held_out, **shared)
     model = create_model(source_of(args.model), pretrained=True)
@@ -98,7 +99,7 @@ def measure(args: Args) -> dict[str, Any]:
         prepare_cpu()
     torch.backends.cudnn.allow_tf32 = False  # convolutions in float32 as on a CPU: one image more or less is seen
     identity = data.identity()
-    data = place(data, "auto", device, **shared)
+    data = place(data, "auto", device, train=False, **shared)
     loader = EvalLoader(data, args.batch_size, device=device, workers=args.workers)
     model = model.to(device, memory_format=torch.channels_last)
     bf16 = partial(torch.autocast, device.type, torch.bfloat16)

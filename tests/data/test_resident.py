@@ -152,6 +152,9 @@ def test_auto_is_resident_if_it_fits_into_a_part_of_the_free_memory(folder_datas
     ):
         monkeypatch.setattr(resident, "_free_memory", lambda _, free=free: free)
         assert isinstance(put(folder_dataset, tmp_path / "cache", "auto", processes=processes).train, kind)
+    monkeypatch.setattr(resident, "_free_memory", lambda _: needed / 3 / 0.4 + 1)  # for the 12 held-out images
+    without = put(folder_dataset, tmp_path / "cache", "auto", train=False)
+    assert (type(without.train), type(without.test)) == (FileImages, ArrayImages)
 
 
 def test_workers_mode_leaves_the_files(folder_dataset, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from timm_mfd import mfd_loss
-from timm_mfd.training.diagnosis import sample_warnings, verdicts
+from timm_mfd.training.diagnosis import few_steps, sample_warnings, verdicts
 
 
 def test_a_stage_is_named_where_its_noise_floor_is_a_sizeable_share_of_its_loss():
@@ -45,3 +45,9 @@ def test_a_model_that_learned_nothing_is_described_in_words(losses, answers, top
 def test_one_class_is_no_reason_to_complain():
     assert verdicts([1.0], [0, 4], torch.ones(4, dtype=torch.long), 100.0, ("a", "b")) == []
     assert verdicts([1.0], [4], torch.zeros(4, dtype=torch.long), 100.0, ("only",)) == []
+
+
+def test_so_few_steps_are_the_likelier_reason():
+    assert few_steps(50) == ""
+    (sentence,) = verdicts([1.0], [0, 10, 0], LABELS, 40.0, NAMES, few_steps(9))
+    assert sentence.endswith("images; 9 steps are few; try more --epochs, or a smaller --batch-size")

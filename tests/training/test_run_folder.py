@@ -157,6 +157,28 @@ def test_a_process_on_another_node_holds_its_run_until_it_gives_no_sign_of_life_
     assert process.exitcode == 1
 
 
+def test_of_two_runs_that_begin_in_a_folder_at_once_the_second_is_refused_while_the_first_one_runs(monkeypatch):
+    Path("busy").mkdir()
+    process = held_by_another_process("busy", seconds=60)
+    real = RunFolder.lock
+    monkeypatch.setattr(RunFolder, "lock", lambda self: real(self, patience=0.2))
+    with pytest.raises(FileExistsError, match="busy: another process writes into this run"):
+        RunFolder.create("busy", "x", {}, resume=True)
+    assert not Path("busy/args.json").exists()
+    process.kill()
+    process.join()
+    RunFolder.create("busy", "x", {}, resume=True)
+
+
+def test_of_two_runs_that_begin_in_a_folder_at_once_the_second_is_refused_after_the_first_one_ended(monkeypatch):
+    monkeypatch.setattr(RunFolder, "lock", lambda self: begin("other"))  # while this one waits for the lock
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match="holds another run; nothing was changed"):
+            RunFolder.create("other", "x", {"mine": 1}, resume=resume)
+        assert json.loads(Path("other/args.json").read_text()) == {"name": "run"}
+        shutil.rmtree("other")
+
+
 def test_auto_finds_the_run_of_the_output_folder_or_the_newest_unfinished_one_of_that_name():
     assert to_resume("auto", None, "m-seed1") is None
     begin("runs/m-seed1-old", when=1)

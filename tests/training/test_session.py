@@ -7,12 +7,13 @@ import signal
 import time
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import train
 from accelerate.state import AcceleratorState
-from processes import start_process
+from processes import CONTEXT, start_process
 from safetensors.torch import load_file
 
 import timm_mfd
@@ -85,7 +86,7 @@ def test_a_signal_stops_between_two_steps_and_resuming_gives_the_same_bits(numbe
         with pytest.raises(SystemExit) as exit_:
             run("cut")
     assert exit_.value.code == code
-    assert len(steps) == step
+    assert steps == [(0, done // 11, done % 11, 0) for done in range(step)], "seed, epoch, step and process"
     said = capsys.readouterr().err
     assert f"{number.name}: stopped in epoch {(step - 1) // 11 + 1} after step {(step - 1) % 11 + 1} of 11" in said
     assert "resume with --resume cut" in said
@@ -156,11 +157,31 @@ def test_the_parts_of_a_batch_add_up_to_its_gradient(folder_dataset, monkeypatch
     monkeypatch.setattr(train, "create_model", timm_mfd.create_model)
     options = {"model": "test_convnext", "dataset": "folder", "data_dir": str(folder_dataset), "image_size": 64}
     options |= {"epochs": 1, "batch_size": 8, "mfd_weight": 0.0, "ema_decay": 0.0, "lr": 0.01, "clip_grad": 0.05}
-    weights = [
-        load_file(run(f"parts{parts}", accumulate=parts, **options) / "model" / "model.safetensors") for parts in (1, 4)
-    ]
+    folders = [run(f"parts{parts}", accumulate=parts, **options) for parts in (1, 4)]
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in folders]
+    whole, part = (RunFolder(folder).summary["samples"] for folder in folders)
+    assert whole == [4 * samples for samples in part]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_warm_up_step_of_several_processes_is_as_large_as_a_part_of_a_batch_and_leaves_no_trace():
+    model, seen = torch.nn.BatchNorm1d(3), []
+
+    def net(images, labels):
+        seen.append((len(images), labels.tolist()))
+        return {"loss": model(images).sum()}
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    accelerator = SimpleNamespace(backward=lambda loss: loss.backward())
+    args = SimpleNamespace(accumulate=4)
+    begun = SimpleNamespace(task=model, net=net, optimizer=optimizer, accelerator=accelerator, args=args)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    session.Session._settle(begun, torch.randn(8, 3), torch.arange(8))
+    assert seen == [(2, [0, 1])]
+    assert begun._is_settled
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.weight.grad is None
 
 
 def test_a_signal_during_the_evaluation_loses_no_step(monkeypatch, capsys):
@@ -242,12 +263,28 @@ def test_a_log_is_told_how_far_a_long_epoch_is(monkeypatch, capsys):
         assert float(loss) == pytest.approx(float(criterion) + float(mfd), abs=2e-3)
 
 
+def hold(folder, held):
+    RunFolder(folder).lock()
+    held.set()
+    time.sleep(60)
+
+
 def test_auto_begins_a_run_then_goes_on_with_it_and_knows_when_it_is_finished(monkeypatch, capsys):
     with monkeypatch.context() as patch:
         at_step(patch, 5, send(signal.SIGTERM))
         with pytest.raises(SystemExit):
             run(None, resume="auto")
     (folder,) = Path("runs").iterdir()
+    written = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        real = RunFolder.lock
+        patch.setattr(RunFolder, "lock", lambda self: real(self, patience=0.2))
+        writer = start_process(hold, folder.resolve(), held := CONTEXT.Event())
+        assert held.wait(60)
+        with pytest.raises(SystemExit, match="another process writes into this run; nothing was changed"):
+            run(None, resume="auto")
+        writer.kill()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == written
     run(None, resume="auto")
     assert [*Path("runs").iterdir()] == [folder]
     assert f"resuming {folder} after epoch 1, step 5 of 11" in capsys.readouterr().out
@@ -268,6 +305,8 @@ def test_a_finished_run_goes_on_in_a_new_folder_as_if_it_had_been_longer():
     run("long", epochs=4, milestones=(1,), resume="short")
     assert outcome(Path("long")) == whole
     assert outcome(short) == before
+    run("copy", epochs=2, milestones=(1,), resume="short")
+    assert outcome(Path("copy")) == before
 
 
 def test_what_an_interrupted_export_left_is_replaced(monkeypatch):

@@ -53,7 +53,8 @@ def place(
         processes: Training processes that share the memory.
         cache_dir: Where decoded images are kept between runs. Default: `~/.cache/timm_mfd`, or under `XDG_CACHE_HOME`.
         quiet: Show no progress bar.
-        train: Whether the training images go there, too, or stay as they are, to be augmented from their own size.
+        train: Whether the training images go there, too, or stay as they are: to be augmented from their own size, or
+            because nobody needs them.
 
     Returns:
         The same data set; its images are `ArrayImages` on the device if resident.
@@ -67,7 +68,9 @@ def place(
     """
     if mode not in get_args(LoaderMode):
         raise ValueError(f"loader must be one of {', '.join(get_args(LoaderMode))}, not {mode!r}")
-    if mode == "workers" or (mode == "auto" and resident_bytes(data) > _SHARE * _free_memory(device) / processes):
+    if mode == "workers" or (
+        mode == "auto" and resident_bytes(data, train) > _SHARE * _free_memory(device) / processes
+    ):
         return data
 
     def resident(images: ArrayImages | FileImages, split: str) -> ArrayImages:
@@ -81,10 +84,10 @@ def place(
     return replace(data, train=placed, test=resident(data.test, data.test_split))
 
 
-def resident_bytes(data: ImageData) -> int:
-    """Return the memory that the decoded data set takes."""
+def resident_bytes(data: ImageData, train: bool = True) -> int:
+    """Return the memory that the decoded data set takes, with or without its training images."""
     height, width = data.image_size
-    return (len(data.train) + len(data.test)) * height * width * 3
+    return (len(data.train) * train + len(data.test)) * height * width * 3
 
 
 def decoded(images: FileImages, cache_dir: str | Path | None, workers: int, title: str, quiet: bool = False) -> Tensor:

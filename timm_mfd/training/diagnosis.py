@@ -103,13 +103,24 @@ def average_warnings(decay: float, steps: int) -> list[str]:
     ]
 
 
+def few_steps(steps: int) -> str:
+    """Say that a run took so few steps that nothing else needs to be wrong, if it did; empty otherwise.
+
+    The moving statistics of batch norm alone need about 50.
+
+    Args:
+        steps: Of the whole run.
+    """
+    return f"{steps:,} steps are few; try more --epochs, or a smaller --batch-size" if steps < 50 else ""
+
+
 def verdicts(
     losses: Sequence[float],
     answers: Sequence[int],
     labels: Tensor,
     top1: float,
     class_names: Sequence[str],
-    average: str = "",
+    reason: str = "",
 ) -> list[str]:
     """Say in words what is wrong with a trained model, if anything plainly is.
 
@@ -119,7 +130,7 @@ def verdicts(
         labels: Class indices `[N]` of the held-out images.
         top1: Accuracy on them in percent.
         class_names: One name per class.
-        average: What `average_warnings` says, if anything: then it is the likelier reason.
+        reason: What is likelier than the learning rate, if anything: see `average_warnings` and `few_steps`.
 
     Returns:
         Sentences; none for a model that learned something.
@@ -133,12 +144,12 @@ def verdicts(
     elif len(answered) == 1:
         found.append(
             f"the model is constant: it answers {class_names[answered[0]]!r} for every one of the {len(labels):,} "
-            f"held-out images; {average or 'try a lower --lr, or look at the images'}"
+            f"held-out images; {reason or 'try a lower --lr, or look at the images'}"
         )
     elif top1 <= chance:
         found.append(
             f"the model learned nothing that helps: it is right for {top1:.2f} % of the held-out images, and one that "
-            f"always answered {class_names[usual]!r} would be for {chance:.2f} %{'; ' * bool(average)}{average}"
+            f"always answered {class_names[usual]!r} would be for {chance:.2f} %{'; ' * bool(reason)}{reason}"
         )
     if losses and losses[-1] > 1.5 * min(losses):
         best = min(range(len(losses)), key=losses.__getitem__)

@@ -29,6 +29,7 @@ from ..task import MFDClassificationTask
 from .diagnosis import (
     average_warnings,
     correlation_table,
+    few_steps,
     sample_warnings,
     stage_table,
     token_warnings,
@@ -145,7 +146,7 @@ class Run:
             create = partial(RunFolder.create, args.output_dir, args.name, self._content, bool(args.resume))
             self.folder = on_main_process(create)
 
-        scope, share = Scope(args.mfd_center, args.mfd_max_samples), args.batch_size // processes
+        scope, share = Scope(args.mfd_center, args.mfd_max_samples), args.batch_size // (processes * args.accumulate)
         self.samples = [effective_samples((share, *shape[1:]), scope, processes) for _, shape in shapes]
         self._steps = args.epochs * len(loader)
         sizes = [(shape[2], shape[3]) for _, shape in shapes]
@@ -198,9 +199,9 @@ class Run:
             OSError: If it cannot be written; resumed, the run writes it once more.
         """
         args, data, folder = self.args, self.data, self.folder
-        average = " ".join(average_warnings(args.ema_decay, self._steps))
+        reason = " ".join(average_warnings(args.ema_decay, self._steps)) or few_steps(self._steps)
         losses = [line["criterion_loss"] for line in metrics]
-        failures = verdicts(losses, accuracy.answers, data.test.labels, accuracy.top1, data.class_names, average)
+        failures = verdicts(losses, accuracy.answers, data.test.labels, accuracy.top1, data.class_names, reason)
         before, after = self.record["before"], self.correlations(model)
         summary = {
             "top1": accuracy.top1,

@@ -136,6 +136,8 @@ class Session:
             self._seconds = seconds_before + time.monotonic() - started
             self._show()
             self._save_or_stop()
+        if self.epoch + 1 == self.args.epochs and not self._is_saved:  # so that the export can be repeated
+            self._save()
         self._evaluation_began = time.monotonic()
 
     def parts(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -215,7 +217,8 @@ class Session:
         the run, which would differ with where it was resumed.
         """
         before = [(buffer, buffer.clone()) for buffer in self.task.buffers()]
-        self.accelerator.backward(self.net(images, labels)["loss"])
+        part = slice(len(images) // self.args.accumulate)  # of the size of every other one, where memory is short
+        self.accelerator.backward(self.net(images[part], labels[part])["loss"])
         self.optimizer.zero_grad()
         for buffer, value in before:
             buffer.copy_(value)
@@ -238,8 +241,8 @@ class Session:
         """After a step: all processes agree on what is to be done."""
         minutes, bad_step = self.args.checkpoint_minutes, self._guard.bad_step()
         is_due = time.monotonic() - self._saved_at >= 60 * (CHECKPOINT_MINUTES if minutes is None else minutes)
-        if self.step == len(self.loader):
-            is_due |= minutes is None or self.epoch + 1 == self.args.epochs
+        if minutes is None:
+            is_due |= self.step == len(self.loader)
         self._is_saved = False
         signum, due, failed = self._agree(
             [self._stop.received, int(is_due and self.accelerator.is_main_process), int(bad_step is not None)]

@@ -48,7 +48,12 @@ def start(args: Args) -> Accelerator:
             "choose a larger one"
         )
     if args.batch_size % (processes * args.accumulate):
-        raise ValueError(f"--batch-size {args.batch_size} must be a multiple of {processes} processes x --accumulate")
+        factors = f"{processes} processes" + f" x --accumulate {args.accumulate}" * (args.accumulate > 1)
+        least = processes * args.accumulate
+        nearest = args.batch_size // least * least
+        raise ValueError(
+            f"--batch-size {args.batch_size} must be a multiple of {factors}; choose {nearest} or {nearest + least}"
+        )
     if (args.mixup or args.cutmix) and args.batch_size // processes % 2:
         raise ValueError(f"--batch-size {args.batch_size} must give each process an even number of images to mix")
     return accelerator
