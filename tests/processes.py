@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
@@ -47,9 +47,13 @@ def _fork_instead(_: str, words: Sequence[str], kept: Sequence[int]) -> int:
     if pid := os.fork():
         return pid
     try:
-        kept = sorted({0, 1, 2, *kept})  # the server ends when all others have closed what it listens to
-        for low, high in pairwise([*kept, os.sysconf("SC_OPEN_MAX")]):
-            os.closerange(low + 1, high)
+        # The server ends when all others have closed what it listens to, so it keeps nothing else open. But objects
+        # that came along would close the numbers of their files some day, and must not meet a later socket there.
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in {int(name) for name in os.listdir("/dev/fd")} - {0, 1, 2, null, *kept}:
+            with suppress(OSError):  # of the listing itself
+                os.fstat(number)
+                os.dup2(null, number)
         importlib.reload(multiprocessing.forkserver)  # its lock is taken while it starts
         importlib.reload(warnings)  # which pytest turns into errors
         exec(words[-1], {})

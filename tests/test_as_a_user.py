@@ -35,7 +35,7 @@ from timm_mfd.figures import training_curves
 from timm_mfd.interruption import StopSignals
 from timm_mfd.launch import follow_launcher, forget_foreign_settings, one_line_errors, start_all_processes
 from timm_mfd.models.download import hub_errors
-from timm_mfd.training import run_folder
+from timm_mfd.training import lock
 from timm_mfd.training.diagnosis import average_warnings, verdicts
 from timm_mfd.training.run_folder import RunFolder
 
@@ -111,8 +111,7 @@ def check_starts_end_in_one_line(names, tmp_path, monkeypatch):
             there.chdir(tmp_path / str(number))
             if prepare:
                 prepare()
-        while run_folder._locks:  # of runs that were trained here, and that others are to go on with
-            os.close(run_folder._locks.pop())
+        lock.release_all()  # of runs that were trained here, and that others are to go on with
         starts.append((tmp_path / str(number), on_the_command_line(change)))
     for name, (code, said) in zip(names, start(starts), strict=True):
         *before, last = said.splitlines()

@@ -11,7 +11,7 @@ from timm_mfd import interruption
 from timm_mfd.interruption import Agreement, Stopped, StopSignals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
 def test_a_signal_is_noted_and_the_old_handlers_come_back(number):
     before = signal.getsignal(number)
     with StopSignals() as stop:

@@ -66,10 +66,9 @@ def test_after_a_signal_jobs_end_in_order_and_none_is_started(tmp_path):
         if all(job.log.exists() and "ready" in job.log.read_text() for job in jobs[:2]):
             stop.received = signal.SIGTERM
 
-    ended = [(job.name, code) for job, code, _ in run_jobs(jobs, 2, stop, watch)]
-    assert sorted(ended) == [("0", 143), ("1", 143)]
+    ended = [(job.name, code, words) for job, code, words in run_jobs(jobs, 2, stop, watch)]
+    assert sorted(ended) == [("0", 143, "saving"), ("1", 143, "saving")]
     assert not jobs[2].log.exists()
-    assert jobs[0].last_words() == "saving"
 
 
 def _schedule(folder):
@@ -95,13 +94,6 @@ def test_an_error_in_between_leaves_no_process(tmp_path):
         list(run_jobs([job(tmp_path, "child", SLOW_TO_END + "# of this test")], 1, StopSignals(), fail))
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not any(b"# of this test" in command for command in commands)
-
-
-def test_last_words_of_a_silent_job(tmp_path):
-    silent = job(tmp_path, "silent", "")
-    assert silent.last_words() == "no output"
-    list(run_jobs([silent], 1, StopSignals()))
-    assert silent.last_words() == "no output"
 
 
 def test_why_a_job_failed_is_told_by_its_error_or_its_signal_and_by_this_attempt_alone(tmp_path):

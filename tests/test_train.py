@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -54,7 +55,8 @@ def test_a_run_leaves_the_promised_folder_and_a_model_that_loads(folder_dataset,
     assert sorted(path.name for path in run_dir.iterdir()) == [
         "args.json", "checkpoint", "curves.png", "metrics.jsonl", "model", "summary.json",
     ]  # fmt: skip
-    assert sorted(path.name for path in (run_dir / "checkpoint").iterdir()) == ["lock", "state.safetensors"]
+    files = ["lease", "lock", "state.safetensors"]  # the first one is this process's, until it ends
+    assert sorted(path.name for path in (run_dir / "checkpoint").iterdir()) == files
     args = json.loads((run_dir / "args.json").read_text())
     assert (args["dataset"], args["epochs"], args["mfd_weight"]) == ("folder", 2, 1.0)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -268,6 +270,29 @@ def test_the_reported_accuracy_is_that_of_the_saved_model_with_two_processes(how
         loader = train.EvalLoader(load_dataset("digits"), 256, device=torch.device("cpu"))
         hits = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in loader)
     assert summary["top1"] == pytest.approx(100 * hits / 360)
+    if how == "torchrun":  # the others end without what Python does at exit
+        assert not Path("run/checkpoint/lease").exists(), "another node would wait for it"
+
+
+@pytest.mark.slow
+def test_two_nodes_train_to_the_weights_of_two_processes_of_one(tmp_path):
+    """Two agents of torchrun that meet, one process each, as `srun torchrun` starts them."""
+    flags = ["--model", "test_resnet", "--epochs", "2", "--lr", "0.05"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE")}
+    environment["OMP_NUM_THREADS"] = "2"  # not 1, which means that nobody chose
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meet = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "7"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    agent = [*torchrun, *meet, "--nproc-per-node", "1", str(SCRIPT), *flags, "--output-dir", "nodes"]
+    agents = [subprocess.Popen(agent, env=environment) for _ in range(2)]
+    assert [process.wait(900) for process in agents] == [0, 0]
+    alone = [*torchrun, "--standalone", "--nproc-per-node", "2", str(SCRIPT), *flags, "--output-dir", "node"]
+    subprocess.run(alone, env=environment, check=True, timeout=900)
+    weights = [Path(run, "model", "model.safetensors").read_bytes() for run in ("node", "nodes")]
+    assert weights[0] == weights[1]
+    assert json.loads(Path("nodes/summary.json").read_text())["device"].startswith("2 x cpu")
 
 
 def test_an_exported_arcface_model_answers_as_the_training_head_on_all_test_images(monkeypatch):

@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 
 Item = TypeVar("Item")
-# Beside Ctrl-C; SIGHUP says that the terminal or the connection closed.
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+# Beside Ctrl-C. SIGHUP says that the terminal or the connection closed; SIGUSR1 and SIGUSR2 are what schedulers of
+# clusters are often told to send before a time limit.
+_NAMES = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 _PATIENCE = 2.0  # seconds after which a second Ctrl-C is meant; a launcher passes the first one on at once
 
 
@@ -23,15 +25,17 @@ class Stopped(Exception):
     Args:
         message: What was kept.
         signum: The signal; the exit code is 128 plus its number, as shells count.
+        saved: Whether the run can go on from here; False if its state could not be written.
     """
 
-    def __init__(self, message: str, signum: int):
+    def __init__(self, message: str, signum: int, saved: bool = True):
         super().__init__(message)
         self.exit_code = 128 + signum
+        self.saved = saved
 
 
 class StopSignals:
-    """Note SIGTERM, SIGHUP and Ctrl-C instead of dying of them, inside a `with` block.
+    """Note `STOP_SIGNALS` and Ctrl-C instead of dying of them, inside a `with` block.
 
     A second Ctrl-C ends the process at once. SIGHUP stays ignored where nohup has it so. In a thread other than the
     main one, where Python lets nobody choose what signals do, they do what they did.
@@ -80,15 +84,20 @@ class StopSignals:
         elif number == signal.SIGINT and time.monotonic() - self._since > _PATIENCE:
             raise KeyboardInterrupt
 
-    def watch(self, items: Iterable[Item], message: str) -> Iterator[Item]:
+    def watch(self, items: Iterable[Item], message: str, saved: bool = True) -> Iterator[Item]:
         """Pass items on until a signal comes.
+
+        Args:
+            items: What to pass on.
+            message: What was kept.
+            saved: As for `Stopped`.
 
         Raises:
             Stopped: With `message`, as soon as one came.
         """
         for item in items:
             if self.received:
-                raise Stopped(f"{signal.Signals(self.received).name}: {message}", self.received)
+                raise Stopped(f"{signal.Signals(self.received).name}: {message}", self.received, saved)
             yield item
 
 

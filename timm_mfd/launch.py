@@ -49,7 +49,7 @@ _DEFAULTS = {
 def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turn mistakes of the user into one line on standard error and exit code 1, without a traceback.
 
-    Interruptions, SIGTERM and SIGHUP among them, end in one line, too, with 128 and the number of the signal, and what
+    Interruptions, `STOP_SIGNALS` among them, end in one line, too, with 128 and the number of the signal, and what
     was being written is removed. Warnings are one line as well, without a file and code of this package.
 
     Args:

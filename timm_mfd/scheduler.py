@@ -1,4 +1,4 @@
-"""Runs side by side, each in a process of its own: started, watched and stopped together."""
+"""Several runs at a time on this one machine, each in a process of its own; a cluster has Slurm (`slurm.py`)."""
 
 import os
 import signal
@@ -6,7 +6,6 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,44 +17,16 @@ from .launch import cpu_cores, end_with_parent
 _PAUSE = 0.2  # seconds between two looks at the processes
 
 
-@dataclass(frozen=True)
-class Job:
-    """A command whose output goes to a file.
-
-    Attributes:
-        name: What to call it.
-        command: The command line.
-        log: Where its output goes; it is appended.
-    """
+class Job(NamedTuple):
+    """A command line with a name; its output is appended to a log."""
 
     name: str
     command: tuple[str, ...]
     log: Path
 
-    def log_size(self) -> int:
-        """Return how long the log is."""
-        return self.log.stat().st_size if self.log.is_file() else 0
-
-    def last_words(self, start: int = 0) -> str:
-        """Return the last line of the log that names an error, or else the last one that says something.
-
-        Args:
-            start: Where to begin reading, in bytes.
-        """
-        text = self.log.read_bytes()[start:].decode(errors="replace") if self.log.is_file() else ""
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        errors = [line for line in lines if ": error: " in line]
-        return (errors or lines or ["no output"])[-1]
-
 
 class Ended(NamedTuple):
-    """A job that ended.
-
-    Attributes:
-        job: The job.
-        code: Its exit code; 0 if all is well.
-        words: Why it ended, if not.
-    """
+    """A job that ended, its exit code, and the last words of this attempt: an error, if one was named."""
 
     job: Job
     code: int
@@ -83,34 +54,32 @@ def run_jobs(
     Yields:
         Each job as soon as it ends, also one that could not be started. After a signal: those that it ended, too.
     """
-    waiting = deque(jobs)
-    parallel = min(parallel, len(jobs))
+    waiting, parallel = deque(jobs), min(parallel, len(jobs))
     free = deque(range(parallel))
     running: dict[int, tuple[Job, subprocess.Popen[bytes], int]] = {}
     told = False
     try:
         while waiting or running:
-            while waiting and free and not stop.received:
-                job, size = waiting[0], waiting.popleft().log_size()
+            if stop.received and not told:
+                told = True
+                waiting.clear()
+                for _, process, _ in running.values():
+                    process.terminate()
+            while waiting and free:
+                job = waiting.popleft()
                 try:
-                    running[free[0]] = job, _start(job, free[0], parallel), size
+                    running[free[0]] = job, *_start(job, free[0], parallel)
                 except OSError as error:
                     yield Ended(job, 1, str(error))
                     continue
                 free.popleft()
                 started(job)
-            if stop.received:
-                waiting.clear()
-                if not told:
-                    for _, process, _ in running.values():
-                        process.terminate()
-                    told = True
-            for slot, (job, process, size) in list(running.items()):
+            for slot, (job, process, begin) in list(running.items()):
                 if (code := process.poll()) is not None:
                     del running[slot]
                     free.append(slot)
                     killed = f"killed by {signal.Signals(-code).name} after: " if code < 0 else ""
-                    yield Ended(job, code, killed + job.last_words(size))
+                    yield Ended(job, code, killed + _last_words(job.log, begin))
             watch()
             time.sleep(_PAUSE)
     finally:
@@ -119,19 +88,22 @@ def run_jobs(
             process.wait()
 
 
-def _start(job: Job, slot: int, parallel: int) -> "subprocess.Popen[bytes]":
-    environment = dict(os.environ)
-    gpus = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
-    if torch.cuda.device_count():
+def _start(job: Job, slot: int, parallel: int) -> "tuple[subprocess.Popen[bytes], int]":
+    """Return the process, and where its words begin in the log."""
+    environment = {"OMP_NUM_THREADS": str(max(1, cpu_cores() // parallel)), **os.environ}
+    if count := torch.cuda.device_count():
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // parallel)))
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
-        return subprocess.Popen(
-            job.command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
+        begin = log.tell()  # read here: the process moves the same position
+        process = subprocess.Popen(
+            job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
             preexec_fn=end_with_parent,
-        )
+        )  # fmt: skip
+    return process, begin
+
+
+def _last_words(log: Path, begin: int) -> str:
+    lines = [line.strip() for line in log.read_bytes()[begin:].decode(errors="replace").splitlines() if line.strip()]
+    return ([line for line in lines if ": error: " in line] or lines or ["no output"])[-1]

@@ -6,6 +6,8 @@ python train_scripts/reproduce.py run --table digits --protocol quick --seeds 2 
 
 python train_scripts/reproduce.py run --table 5 --rows mobilenetv2/tiny_imagenet --seeds 3 --data-dir DIR --parallel 2
 
+python train_scripts/reproduce.py slurm --partition gpu --time 8:00:00 --gpus-per-task 1 --data-dir DIR --submit
+
 python train_scripts/reproduce.py report
 """
 
@@ -17,7 +19,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +29,9 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from timm_mfd import recipes, results
+from timm_mfd import recipes, results, slurm
 from timm_mfd.atomic import replacing, write_text
-from timm_mfd.data import FileImages, ImageDecodeError, load_dataset, place
+from timm_mfd.data import FileImages, ImageData, ImageDecodeError, load_dataset, place
 from timm_mfd.figures import accuracy_against_weight, ours_against_paper
 from timm_mfd.interruption import Stopped, StopSignals
 from timm_mfd.launch import one_line_errors
@@ -89,6 +91,17 @@ class Run:
             return len(RunFolder(self.folder).metrics)
         return 0
 
+    def where(self, queue: Mapping[Path, str]) -> str:
+        """Return in words where a run without a result stands; empty if it was not begun.
+
+        Args:
+            queue: What `slurm.queue` returns.
+        """
+        words = [queue.get(self.folder.absolute(), "")]
+        if RunFolder(self.folder).is_begun:
+            words.append(f"at epoch {self.epochs_done()} of {self.epochs}")
+        return " ".join(word for word in words if word)
+
     def job(self, options: Sequence[str]) -> Job:
         """Return the command that begins the run or goes on with it."""
         words = ["--recipe", f"{self.recipe.id}@{self.protocol}", "--seed", str(self.seed), *options]
@@ -103,7 +116,7 @@ def list_runs(
     runs_dir: Path = Path("runs/reproduce"),
     results_dir: Path | None = None,
 ) -> None:
-    """List the runs with the paper's accuracy and ours, and what is done or begun.
+    """List the runs with the paper's accuracy and ours, and what is done, begun, or in the queue of Slurm.
 
     Args:
         table: 2, 4, 5, 6, or, beside the paper's, eq6, weights, resnet18 or digits. Default: all tables of the paper.
@@ -117,7 +130,7 @@ def list_runs(
         homes = {recipe: results_dir or default_results(runs_dir, protocol, recipe) for recipe in chosen}
         everything = [result for home in sorted(set(homes.values())) for result in results.read_all(home)]
     found = [result for result in everything if result.protocol == protocol]
-    how = recipes.PROTOCOLS[protocol]
+    how, queue = recipes.PROTOCOLS[protocol], slurm.queue()
     print(f"protocol {protocol}: {how.summary}, {how.epochs} epochs\n")
     print(f"{'table':<7} {'recipe':<38} {'stem':<9} {'paper':>6}  {'ours':<22} runs")
     for recipe in chosen:
@@ -125,11 +138,12 @@ def list_runs(
         accuracy = spread([result.top1 for result in ours])
         states = [f"seeds {' '.join(str(result.seed) for result in ours)} done"] if ours else []
         slug = results.path_of(homes[recipe], recipe, protocol, 0).stem.removesuffix("0")
-        for folder in sorted((runs_dir / protocol).glob(f"{slug}*")):
-            seed = folder.name.removeprefix(slug)
-            run = Run(recipe, protocol, int(seed) if seed.isdigit() else -1, runs_dir, homes[recipe])
-            if run.seed >= 0 and RunFolder(folder).is_begun and not run.result.exists():
-                states.append(f"seed {run.seed} at epoch {run.epochs_done()} of {run.epochs}")
+        folders = [*(runs_dir / protocol).glob(f"{slug}*"), *queue]
+        seeds = {folder.name.removeprefix(slug) for folder in folders}
+        for seed in sorted(int(seed) for seed in seeds if seed.isdigit()):
+            run = Run(recipe, protocol, seed, runs_dir, homes[recipe])
+            if not run.result.exists() and (where := run.where(queue)):
+                states.append(f"seed {seed} {where}")
         paper = "-" if recipe.accuracy is None else f"{recipe.accuracy:.2f}"
         state = ", ".join(states) or "not begun"
         tables = ",".join(recipe.tables)
@@ -181,13 +195,122 @@ def run(
     """
     deadline = deadline_in(time_limit)
     with one_line_errors(ValueError, OSError, ImageDecodeError):
-        if seeds < 1:
-            raise ValueError(f"--seeds must be at least 1, not {seeds}")
-        chosen = recipes.select(table, rows)
-        homes = {recipe: results_dir or default_results(runs_dir, protocol, recipe) for recipe in chosen}
-        runs = [Run(recipe, protocol, seed, runs_dir, homes[recipe]) for seed in range(seeds) for recipe in chosen]
+        runs = select(table, rows, seeds, protocol, runs_dir, results_dir)
         options = ["--mixed-precision", mixed_precision, "--workers", str(workers), *["--compile"] * compile]
         do_missing(runs, parallel, options, data_dir, workers, cache_dir, deadline)
+
+
+def array(
+    table: str | None = None,
+    rows: tuple[str, ...] = (),
+    seeds: int = 3,
+    protocol: Protocol = "paper",
+    data_dir: Path = Path("data"),
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no",
+    compile: bool = False,
+    workers: int = 2,
+    cache_dir: Path | None = None,
+    runs_dir: Path = Path("runs/reproduce"),
+    results_dir: Path | None = None,
+    partition: str | None = None,
+    time: str | None = None,
+    gpus_per_task: str | None = None,
+    array_limit: int | None = None,
+    sbatch_option: tuple[str, ...] = (),
+    save_before: int = 120,
+    submit: bool = False,
+) -> None:
+    """Print an array job of Slurm that trains what has no result yet and is not in the queue, or submit it.
+
+    A task that preemption or its time limit stops goes on later by itself. The options up to --results-dir are those of
+    `run`; the environment is the one that this is called from.
+
+    Args:
+        table: 2, 4, 5, 6, or, beside the paper's, eq6, weights, resnet18 or digits. Default: all tables of the paper.
+        rows: Beginnings of names, in whole words, such as mobilenetv2/tiny_imagenet; they are run in this order.
+        seeds: Runs of each recipe, with the seeds 0, 1, ...
+        protocol: paper, strong or quick.
+        data_dir: Folder of the data sets' own folders, as for `run`.
+        mixed_precision: Arithmetic of the networks.
+        compile: Compile the networks with torch.compile.
+        workers: Decoding processes of each run.
+        cache_dir: Where decoded images are kept. Default: ~/.cache/timm_mfd.
+        runs_dir: Where run folders are, and slurm/ with the output of the tasks.
+        results_dir: Where results are. Default: results, for trials (quick, digits) the folder results in RUNS_DIR.
+        partition: Of the cluster.
+        time: Time limit of a task, such as 90 (minutes) or 8:00:00; a run that needs more goes on in the next one.
+        gpus_per_task: GPUs of a run, such as 1 or a100:1; a run uses one.
+        array_limit: Tasks at a time.
+        sbatch_option: Further options of sbatch without their dashes, such as account=abc cpus-per-task=4 exclusive.
+        save_before: Seconds before the time limit at which a run is asked to save its state. Slurm may be a minute
+            early.
+        submit: Hand the script to sbatch.
+    """
+    with one_line_errors(ValueError, OSError, ImageDecodeError):
+        runs = select(table, rows, seeds, protocol, runs_dir, results_dir)
+        site = {"partition": partition, "gpus-per-task": gpus_per_task}
+        others: dict[str, str | None] = {name: value for name, value in site.items() if value is not None}
+        for words in sbatch_option:
+            name, equals, value = words.partition("=")
+            others[name] = value if equals else None
+        is_digits = {run.recipe.dataset == "digits" for run in runs}
+        if len(is_digits) > 1:  # they take no --data-dir, and a script has one command
+            raise ValueError("the digits are a trial; submit them alone, with --table digits")
+        log = runs_dir.absolute() / "slurm" / "%A_%a.log"
+        options = slurm.directives(time, save_before, array_limit, log, others)
+        queue = slurm.queue()
+        missing = [run for run in runs if not run.is_done()]
+        todo = [run for run in missing if run.folder.absolute() not in queue]
+        counts = f"{len(runs) - len(missing)} done, {len(missing) - len(todo)} in the queue, {len(todo)} to do"
+        print(f"{len(runs)} runs: {counts}", file=sys.stderr)
+        if not todo:
+            return
+        check_data(sorted({run.recipe.dataset for run in todo}), data_dir, workers, cache_dir)
+        train = [sys.executable, str(TRAIN.absolute()), "--mixed-precision", mixed_precision, "--workers", str(workers)]
+        train += ["--compile"] * compile
+        train += [] if True in is_digits else ["--data-dir", str(data_dir.absolute())]
+        train += ["--cache-dir", str(cache_dir.absolute())] if cache_dir else []
+        script = slurm.array_script(
+            [slurm.Task(f"{run.recipe.id}@{protocol}", run.seed, run.folder.name) for run in todo],
+            options,
+            train=train,
+            collect=[sys.executable, str(Path(__file__).absolute()), "collect"],
+            protocol=protocol,
+            runs_dir=todo[0].folder.parent.absolute(),
+            results_dir=todo[0].results_dir.absolute(),
+            at_a_time=array_limit,
+        )
+        log.parent.mkdir(parents=True, exist_ok=True)  # Slurm makes no folder, and a task without its log ends unheard
+        if submit:
+            print(f"job {slurm.submit(script)} with {len(todo)} runs; reproduce.py list shows how far they are")
+        else:
+            print(script, end="")
+
+
+def collect(run: tyro.conf.Positional[Path], results_dir: Path = _RESULTS) -> None:
+    """Keep the result of a finished run of a recipe, as `run` does by itself.
+
+    Args:
+        run: The run folder.
+        results_dir: Where results are.
+    """
+    with one_line_errors(ValueError, OSError):
+        print(f"the result is {results.write(results.collect(run), results_dir)}")
+
+
+def select(
+    table: str | None, rows: Sequence[str], seeds: int, protocol: str, runs_dir: Path, results_dir: Path | None
+) -> list[Run]:
+    """Return the runs that are wanted: every recipe with the first seed, then with the next one.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, not {seeds}")
+    chosen = recipes.select(table, rows)
+    homes = {recipe: results_dir or default_results(runs_dir, protocol, recipe) for recipe in chosen}
+    return [Run(recipe, protocol, seed, runs_dir, homes[recipe]) for seed in range(seeds) for recipe in chosen]
 
 
 def default_results(runs_dir: Path, protocol: str, recipe: Recipe) -> Path:
@@ -242,13 +365,21 @@ def do_missing(
 
 
 def decode(datasets: Sequence[str], data_dir: Path, workers: int, cache_dir: Path | None, parallel: int) -> None:
-    """Find out that data are missing before anything runs, and decode images once for all runs."""
-    for name in datasets:
-        data = load_dataset(name, None if name == "digits" else data_dir, cache_dir=cache_dir, workers=workers)
-        recipes.check_data(name, data.num_classes, len(data.train), len(data.test))
+    """Decode images once for all runs, after all data were found."""
+    for data in check_data(datasets, data_dir, workers, cache_dir):
         if isinstance(data.train, FileImages):
             cpu = torch.device("cpu")
             place(data, "auto", cpu, workers=workers, processes=parallel, cache_dir=cache_dir)
+
+
+def check_data(datasets: Sequence[str], data_dir: Path, workers: int, cache_dir: Path | None) -> list[ImageData]:
+    """Find out that data are missing, or not the paper's, before anything runs."""
+    found = []
+    for name in datasets:
+        data = load_dataset(name, None if name == "digits" else data_dir, cache_dir=cache_dir, workers=workers)
+        recipes.check_data(name, data.num_classes, len(data.train), len(data.test))
+        found.append(data)
+    return found
 
 
 def train(
@@ -396,6 +527,12 @@ def coloured(text: str, sign: int) -> str:
     return f"\033[{'32' if sign > 0 else '31'}m{text}\033[0m"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Do what the command line says."""
+    commands = {"list": list_runs, "run": run, "slurm": array, "collect": collect, "report": report}
     with one_line_errors():
-        tyro.extras.subcommand_cli_from_dict({"list": list_runs, "run": run, "report": report}, description=__doc__)
+        tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
+
+
+if __name__ == "__main__":
+    main()

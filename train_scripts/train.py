@@ -40,8 +40,10 @@ from timm_mfd.training.run import Run
 from timm_mfd.training.run_folder import RunFolder
 from timm_mfd.training.session import Session
 from timm_mfd.training.start import start
+from timm_mfd.training.stop_mark import marking_a_stop
 
 
+@marking_a_stop  # for schedulers, which start it again
 def main(args: Args) -> None:
     """Train, evaluate after each epoch, and leave a run folder with a model that loads."""
     with one_line_errors(ValueError, OSError):  # all that can be wrong is found before anything is written

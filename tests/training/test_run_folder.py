@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
 import pytest
 from processes import CONTEXT, start_process
 
+from timm_mfd.training import lock
 from timm_mfd.training.run_folder import RunFolder
 
 
@@ -113,6 +116,45 @@ def test_a_folder_that_another_process_writes_is_refused_until_that_one_dies():
         RunFolder("busy").lock(patience=0.2)
     process.kill()
     RunFolder("busy").lock()
+
+
+def test_a_run_that_was_removed_is_held_anew():
+    begin("busy")
+    RunFolder("busy").lock()
+    shutil.rmtree("busy")
+    begin("busy")
+    RunFolder("busy").lock()
+    assert Path("busy/checkpoint/lease").exists()
+
+
+def hold_by_lease_alone(folder, held, seconds):
+    """As where the system's locks end at the node."""
+    lock._lock_in_kernel = lambda *_: True
+    lock.LEASE = 0.9
+    hold(folder, held, seconds)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="POSIX signals")
+def test_a_process_on_another_node_holds_its_run_until_it_gives_no_sign_of_life_and_then_has_lost_it(monkeypatch):
+    begin("busy")
+    held = CONTEXT.Event()
+    process = start_process(hold_by_lease_alone, Path("busy").resolve(), held, 60)
+    assert held.wait(60)
+    lease = Path("busy/checkpoint/lease")
+    with lease.open("r+") as file:  # the same file: its owner still touches it
+        text = file.read()
+        file.seek(0)
+        file.write(re.sub("(?m)^host=.*$", "host=node2", text))
+        file.truncate()
+    monkeypatch.setattr(lock, "_lock_in_kernel", lambda *_: True)
+    monkeypatch.setattr(lock, "LEASE", 0.9)
+    with pytest.raises(FileExistsError, match="busy: another process writes into this run; nothing was changed"):
+        RunFolder("busy").lock(patience=0.5)
+    os.kill(process.pid, signal.SIGSTOP)
+    RunFolder("busy").lock()
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(60)
+    assert process.exitcode == 1
 
 
 def test_of_two_runs_that_begin_in_a_folder_at_once_the_second_is_refused_while_the_first_one_runs(monkeypatch):

@@ -20,7 +20,7 @@ import timm_mfd
 from timm_mfd import checkpoint, data
 from timm_mfd.training import run as run_module
 from timm_mfd.training import session
-from timm_mfd.training.run_folder import RunFolder
+from timm_mfd.training.run_folder import STOPPED, RunFolder
 
 CHECKPOINT = "checkpoint/state.safetensors"
 
@@ -91,8 +91,10 @@ def test_a_signal_stops_between_two_steps_and_resuming_gives_the_same_bits(numbe
     assert f"{number.name}: stopped in epoch {(step - 1) // 11 + 1} after step {(step - 1) % 11 + 1} of 11" in said
     assert "resume with --resume cut" in said
     assert not Path("cut/model").exists()
+    assert Path("cut", STOPPED).exists()
     steps = at_step(monkeypatch, -1, None)
     run("cut", resume="auto")
+    assert not Path("cut", STOPPED).exists()
     assert len(steps) == 33 - step
     assert outcome(Path("cut")) == whole
 
@@ -199,6 +201,7 @@ def test_a_signal_during_the_evaluation_loses_no_step(monkeypatch, capsys):
             run("cut")
     assert exit_.value.code == 143
     assert "SIGTERM: stopped while evaluating epoch 2; resume with --resume cut" in capsys.readouterr().err
+    assert Path("cut", STOPPED).exists()
     steps = at_step(monkeypatch, -1, None)
     run("cut", resume="auto")
     assert len(steps) == 11
@@ -414,6 +417,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_step_and_keeps_the_last_checkp
     said = capsys.readouterr().err
     assert said.count("No space left on device; the previous one is kept, and training goes on") == 3
     assert "resume with --resume cut, with an older checkpoint" in said
+    assert not Path("cut", STOPPED).exists(), "nobody should start it again and again"
     assert checkpoint.read(Path("cut") / CHECKPOINT).record["step"] == 3
     run("cut", resume="auto", checkpoint_minutes=0.0)
     assert outcome(Path("cut")) == whole
@@ -429,7 +433,7 @@ def train_as_a_job(folder, said):
 
 def test_a_signal_to_the_whole_job_loses_no_step_when_decoding_processes_run(folder_dataset):
     """As systemd, slurm and `kill -- -PGID` send it."""
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    for number, code in ((signal.SIGUSR1, 138), (signal.SIGINT, 130)):
         process = start_process(train_as_a_job, folder_dataset.parent, f"{number.name}.txt")
         written = (Path("cut") / CHECKPOINT).stat().st_mtime_ns if (Path("cut") / CHECKPOINT).exists() else 0
         while not ((Path("cut") / CHECKPOINT).exists() and (Path("cut") / CHECKPOINT).stat().st_mtime_ns > written):
@@ -480,6 +484,48 @@ def test_a_run_that_failed_before_its_first_checkpoint_begins_again_with_auto():
         run(epochs=1)
     run(epochs=1, resume="auto")
     assert not Path("run/nonfinite.json").exists()
+
+
+def test_a_run_that_fails_has_no_mark_of_a_stop_not_even_of_an_earlier_one(monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, send(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            run("cut")
+    assert Path("cut", STOPPED).exists()
+    with pytest.raises(SystemExit, match="data set is not the one"), monkeypatch.context() as patch:
+        patch.setattr(data.ImageData, "identity", lambda _: "other")
+        run("cut", resume="auto")
+    assert not Path("cut", STOPPED).exists()
+
+
+def test_a_run_whose_state_could_not_be_written_has_no_mark_when_its_evaluation_is_stopped(monkeypatch, capsys):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    real = train.EvalLoader.__iter__
+    monkeypatch.setattr(train.EvalLoader, "__iter__", lambda self: send(signal.SIGTERM)() or real(self))
+    monkeypatch.setattr(run_module.Run, "correlations", lambda *_: [0.0] * 5)
+    with pytest.raises(SystemExit) as exit_:
+        run("cut", epochs=1)
+    assert exit_.value.code == 143
+    assert "stopped while evaluating epoch 1" in capsys.readouterr().err
+    assert not Path("cut", STOPPED).exists()
+
+
+def test_a_run_that_is_stopped_before_it_has_begun_has_a_mark_where_its_folder_is_there(monkeypatch):
+    Path("cut").mkdir()
+    Path("other").mkdir()
+    Path("other/notes.txt").touch()
+    for folder in ("cut", "other", "none"):
+        with pytest.raises(SystemExit) as exit_, monkeypatch.context() as patch:
+            patch.setattr(train, "create_model", lambda *_, **__: send(signal.SIGTERM)())
+            run(folder, resume="auto")
+        assert exit_.value.code == 143
+    assert [path.name for path in Path("cut").iterdir()] == [STOPPED]
+    assert [path.name for path in Path("other").iterdir()] == ["notes.txt"]
+    assert not Path("none").exists()
+    assert outcome(run("cut", resume="auto", epochs=1)) == uninterrupted(epochs=1)
 
 
 def test_too_little_space_is_said_before_the_first_step(monkeypatch, capsys):

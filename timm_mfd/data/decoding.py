@@ -16,7 +16,7 @@ from .images import ImageDecodeError
 
 
 def decoded_batches(images: Dataset[Tensor], workers: int, **options: Any) -> Iterator[Tensor]:
-    """Iterate over a `DataLoader` whose processes leave SIGTERM, SIGHUP and Ctrl-C to the training process.
+    """Iterate over a `DataLoader` whose processes leave `STOP_SIGNALS` and Ctrl-C to the training process.
 
     Signals often go to all processes of a job. The training process still has to finish its step and to save its state
     then, and the death of a decoding process would cut that short.

@@ -1,21 +1,22 @@
 """The folder of a run: the one place that knows what its files are called, and that reads and writes them."""
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..atomic import replace_folder, to_json, write_text
+from .lock import lock
 
 BUSY = "another process writes into this run"
 _ARGS, _METRICS, _SUMMARY, _BAD_BATCH = "args.json", "metrics.jsonl", "summary.json", "nonfinite.json"
+STOPPED = "stopped"  # a signal stopped the run, which can be resumed; schedulers look for this file
 _CHECKPOINT = Path("checkpoint") / "state.safetensors"
 _BEFORE_A_CHECKPOINT = (_METRICS, _BAD_BATCH)  # what a run may write before its first one
 _AFTER_A_CHECKPOINT = {_SUMMARY, "curves.png", "model", "model.partial", "publish"}
-_locks: list[int] = []  # descriptors of lock files, open until the process ends
 
 
 class RunFolder:
@@ -140,7 +141,7 @@ class RunFolder:
             return
         names = {entry.name for entry in path.iterdir()} if path.is_dir() else {""}
         # What others put beside args.json, such as the log of a scheduler, says nothing; what a run writes later does.
-        own = {name.removesuffix(".partial") for name in names} <= {_ARGS, "checkpoint", *_BEFORE_A_CHECKPOINT}
+        own = {name.removesuffix(".partial") for name in names} <= {_ARGS, "checkpoint", STOPPED, *_BEFORE_A_CHECKPOINT}
         left = own or (_ARGS in names and not names & _AFTER_A_CHECKPOINT)
         begun = resume and left and not cls(path).checkpoint.exists()
         if names and not begun:
@@ -220,27 +221,9 @@ class RunFolder:
         Raises:
             FileExistsError: If another process has locked it.
         """
-        try:
-            import fcntl
-        except ImportError:  # not on this system
-            return
         self.checkpoint.parent.mkdir(exist_ok=True)
-        lock = os.open(self.checkpoint.with_name("lock"), os.O_WRONLY | os.O_CREAT, 0o666)
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                # Of this process alone: decoding processes that outlive it for a moment do not have it.
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    os.close(lock)
-                    raise FileExistsError(f"{self}: {BUSY}; nothing was changed") from None
-                time.sleep(0.1)
-            except OSError:  # a file system without locks
-                os.close(lock)
-                return
-        _locks.append(lock)
+        if not lock(self.checkpoint.parent, patience):
+            raise FileExistsError(f"{self}: {BUSY}; nothing was changed")
 
     # What a run leaves.
 
@@ -259,6 +242,17 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, by which a run is known to be finished."""
         self._write(_SUMMARY, summary)
+
+    def mark_stopped(self, words: str) -> None:
+        """Say for schedulers that a signal stopped the run, unless the folder holds something else."""
+        with suppress(OSError):
+            if self.is_begun or not any(self.path.iterdir()):
+                write_text(self.path / STOPPED, f"{words}\n")
+
+    def unmark(self) -> None:
+        """Remove what `mark_stopped` wrote."""
+        with suppress(OSError):
+            (self.path / STOPPED).unlink(missing_ok=True)
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         write_text(self.path / name, to_json(content))

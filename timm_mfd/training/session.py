@@ -73,7 +73,9 @@ class Session:
         # They stay on the device: reading a number every step would stall it.
         self._sums = torch.zeros(4 + len(run.stages), device=self.accelerator.device)
         self._seconds = 0.0
-        self._saved_at, self._is_saved = time.monotonic(), False
+        self._saved_at = time.monotonic()
+        self._is_saved = False  # after the newest step
+        self._is_written = True  # or there was no space for it
         self._guard = LossGuard()
         self._agree = Agreement()
         self._is_settled = self.accelerator.num_processes == 1
@@ -166,7 +168,7 @@ class Session:
             Stopped: As soon as one came.
         """
         where = f"stopped while evaluating epoch {self.epoch + 1}; resume with --resume {self.run.folder}"
-        return self._stop.watch(batches, where) if self._is_saved else iter(batches)
+        return self._stop.watch(batches, where, self._is_written) if self._is_saved else iter(batches)
 
     def end_epoch(self, accuracy: Accuracy, correlations: list[float]) -> None:
         """Write and show the line of the epoch, and go to the next one.
@@ -248,21 +250,26 @@ class Session:
         if failed:
             self._fail(bad_step, "a loss")
         if signum:
-            kept = "" if self._save() else ", with an older checkpoint"
+            self._save()
+            kept = "" if self._is_written else ", with an older checkpoint"
             where = f"in epoch {self.epoch + 1} after step {self.step} of {len(self.loader)}"
             name = signal.Signals(signum).name
-            raise Stopped(f"{name}: stopped {where}; resume with --resume {self.run.folder}{kept}", signum)
+            raise Stopped(
+                f"{name}: stopped {where}; resume with --resume {self.run.folder}{kept}", signum, self._is_written
+            )
         if due:
             self._save()
 
-    def _save(self) -> bool:
+    def _save(self) -> None:
         """Write the checkpoint; if that is not possible, the previous one stays, and a warning says why."""
         bad_step = self._guard.bad_step(wait=True)
         broken = bad_step is not None or not all_finite([*self.task.parameters(), *self.task.buffers()])
         if self._agree([int(broken)])[0]:
             self._fail(bad_step, "a weight")
         sums = self.accelerator.gather(self._sums[None])
-        scaler, folder, written = self.accelerator.scaler, self.run.folder, True
+        scaler, folder = self.accelerator.scaler, self.run.folder
+        self._saved_at = time.monotonic()
+        self._is_saved = self._is_written = True
         if self.accelerator.is_main_process:
             position = {"epoch": self.epoch, "step": self.step, "seconds": self._seconds, "metrics": self.metrics}
             record = self.run.record | position | {"optimizer": checkpoint.values_of(self.optimizer)}
@@ -271,11 +278,9 @@ class Session:
             try:
                 checkpoint.write(folder.checkpoint, tensors, record)
             except OSError as error:
-                written = False
+                self._is_written = False
                 kept = "the previous one is kept" if folder.checkpoint.exists() else "there is none yet"
                 self._say(f"warning: {error}; {kept}, and training goes on")
-        self._saved_at, self._is_saved = time.monotonic(), True
-        return written
 
     def _fail(self, bad_step: BadStep | None, otherwise: str) -> NoReturn:
         """Raise an error that names what is not finite, a loss or something else; all processes call it."""
