@@ -293,7 +293,7 @@ def test_a_push_sends_its_own_files_and_refuses_what_would_not_be_them(published
     (good / ".env").write_text("SECRET")
     server.put("org/public", {"a": b"x"})
     server.put("org/pickled", {"pytorch_model.bin": b"x"})
-    server.put("org/stale", {"redundancy.png": b"of other weights"})
+    server.put("org/stale", {"curves.png": b"of other weights"})
     others = lambda: server.put("org/others", {"evil.bin": b"x"})  # noqa: E731
     server.before("POST", "org/others/commit", lambda: server.before("GET", "/api/models/org/others", others))
     server.before("GET", "/org/damaged/resolve", lambda: server.flip_byte("org/damaged", "model.safetensors"))

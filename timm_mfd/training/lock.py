@@ -1,5 +1,6 @@
 """One process writes into a run folder, on one node or on several."""
 
+import atexit
 import os
 import sys
 import time
@@ -42,6 +43,8 @@ def lock(folder: Path, patience: float) -> bool:
     if not free:
         os.close(descriptor)
         return False
+    if not _held:
+        atexit.register(release_all)  # or another node would wait for the lease to run out
     _held[folder] = descriptor, lease
     return True
 
