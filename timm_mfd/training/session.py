@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import checkpoint
 from ..data import TrainLoader
 from ..evaluation import Accuracy
+from ..gathering import from_all_processes
 from ..interruption import Agreement, Stopped, StopSignals
 from ..launch import on_main_process, seed_step
 from ..task import MFDClassificationTask
@@ -284,11 +284,7 @@ class Session:
 
     def _fail(self, bad_step: BadStep | None, otherwise: str) -> NoReturn:
         """Raise an error that names what is not finite, a loss or something else; all processes call it."""
-        found: list[BadStep | None] = [bad_step]
-        if self.accelerator.num_processes > 1:
-            found = [None] * self.accelerator.num_processes
-            dist.all_gather_object(found, bad_step)
-        bad_step = next((bad for bad in found if bad is not None), None)
+        bad_step = next((bad for bad in from_all_processes(bad_step) if bad is not None), None)
         on_main_process(partial(self._raise, bad_step, otherwise))
         raise AssertionError("unreachable")
 
